@@ -1,0 +1,204 @@
+"""Every error that the library raises on purpose.
+
+    ElderError                          code, retryable, loc
+    ├── InvalidInput                    the caller can mend it
+    │   ├── UnknownMethod               unknown_method
+    │   ├── TargetError
+    │   │   ├── InvalidRatio            invalid_ratio
+    │   │   ├── AmbiguousTarget         ambiguous_target
+    │   │   ├── NoLayerLeft             no_layer_left
+    │   │   ├── LayersOutOfRange        layers_out_of_range
+    │   │   └── DuplicateLayers         duplicate_layers
+    │   ├── ModelError
+    │   │   ├── ModelNotFound           model_not_found
+    │   │   ├── PathForbidden           path_forbidden
+    │   │   ├── InvalidCheckpoint       invalid_checkpoint
+    │   │   ├── PickledWeights          pickled_weights
+    │   │   ├── QuantizedCheckpoint     quantized_checkpoint
+    │   │   └── UnsupportedArchitecture unsupported_architecture
+    │   └── TextError
+    │       ├── TextNotFound            text_not_found
+    │       ├── TextFormat              text_format
+    │       ├── TextNotUtf8             text_not_utf8
+    │       ├── TextEmpty               text_empty
+    │       ├── TextTooShort            text_too_short
+    │       └── SequenceTooLong         sequence_too_long
+    ├── NonFiniteLoss                   non_finite_loss
+    ├── OutOfMemory                     out_of_memory
+    ├── OutputExists                    output_exists
+    └── DeviceUnavailable               device_unavailable
+
+`Cancelled` is no error: it ends a run that somebody asked to end.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ElderError(Exception):
+    """Base of all errors raised on purpose.
+
+    `code` is stable and part of the API. `loc` names the field of the job spec that is at fault, as the caller
+    wrote it, or is empty. `retryable` says whether the same job may succeed when tried again.
+    """
+
+    code: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, loc: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.loc = loc
+
+
+class InvalidInput(ElderError):
+    """The request itself is at fault; sending it again changes nothing."""
+
+
+class UnknownMethod(InvalidInput):
+    """No method of that name is registered."""
+
+    code = "unknown_method"
+
+
+class TargetError(InvalidInput):
+    """What to remove is not well defined."""
+
+
+class InvalidRatio(TargetError):
+    """The ratio is not strictly between 0 and 1, or removes less than one layer."""
+
+    code = "invalid_ratio"
+
+
+class AmbiguousTarget(TargetError):
+    """None, or more than one, of `ratio`, `layers_to_remove` and `layers` is given."""
+
+    code = "ambiguous_target"
+
+
+class NoLayerLeft(TargetError):
+    """The target would remove every layer."""
+
+    code = "no_layer_left"
+
+
+class LayersOutOfRange(TargetError):
+    """A named layer does not exist in the model, or the number of layers to remove is below one."""
+
+    code = "layers_out_of_range"
+
+
+class DuplicateLayers(TargetError):
+    """A layer is named twice."""
+
+    code = "duplicate_layers"
+
+
+class ModelError(InvalidInput):
+    """The model cannot be used."""
+
+
+class ModelNotFound(ModelError):
+    """No model of that name under the configured roots or on the hub."""
+
+    code = "model_not_found"
+
+
+class PathForbidden(ModelError):
+    """The name leads outside the configured roots (`..`, an absolute path, a symbolic link)."""
+
+    code = "path_forbidden"
+
+
+class InvalidCheckpoint(ModelError):
+    """The folder is not a readable checkpoint: a file is missing or disagrees with another."""
+
+    code = "invalid_checkpoint"
+
+
+class PickledWeights(ModelError):
+    """The checkpoint holds only pickled weights, which can run code when they are loaded."""
+
+    code = "pickled_weights"
+
+
+class QuantizedCheckpoint(ModelError):
+    """The checkpoint is quantised: its layers cannot be trained or measured as they are."""
+
+    code = "quantized_checkpoint"
+
+
+class UnsupportedArchitecture(ModelError):
+    """The architecture is not in the table of supported ones, or uses a feature that removal would break."""
+
+    code = "unsupported_architecture"
+
+
+class TextError(InvalidInput):
+    """The calibration or evaluation text cannot be used."""
+
+
+class TextNotFound(TextError):
+    """No such built-in set or file."""
+
+    code = "text_not_found"
+
+
+class TextFormat(TextError):
+    """Neither `.txt` nor `.jsonl` with a `text` field on every line."""
+
+    code = "text_format"
+
+
+class TextNotUtf8(TextError):
+    """The file is not UTF-8."""
+
+    code = "text_not_utf8"
+
+
+class TextEmpty(TextError):
+    """The file holds no text."""
+
+    code = "text_empty"
+
+
+class TextTooShort(TextError):
+    """The text is shorter than one sequence."""
+
+    code = "text_too_short"
+
+
+class SequenceTooLong(TextError):
+    """The sequence length is above what the model was built for."""
+
+    code = "sequence_too_long"
+
+
+class NonFiniteLoss(ElderError):
+    """The loss became NaN or infinite while training."""
+
+    code = "non_finite_loss"
+
+
+class OutOfMemory(ElderError):
+    """The device has too little memory for this job."""
+
+    code = "out_of_memory"
+
+
+class OutputExists(ElderError):
+    """The output folder is not empty."""
+
+    code = "output_exists"
+
+
+class DeviceUnavailable(ElderError):
+    """The device that was asked for is not there."""
+
+    code = "device_unavailable"
+
+
+class Cancelled(Exception):  # noqa: N818  # an ending, not an error
+    """Raised inside a run when its caller asked it to stop."""
