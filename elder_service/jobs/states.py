@@ -23,8 +23,8 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.EXPIRED}),
     # back to queued: the lease expired, a retryable fault, or a worker that drains
     Status.RUNNING: frozenset({Status.QUEUED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
-    # succeeded or failed: the run ended before the request reached it
-    Status.CANCELLING: frozenset({Status.CANCELLED, Status.SUCCEEDED, Status.FAILED}),
+    # succeeded: the run was over before the request reached it
+    Status.CANCELLING: frozenset({Status.CANCELLED, Status.SUCCEEDED}),
     Status.SUCCEEDED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),

@@ -1,0 +1,208 @@
+"""The life of one attempt: claimed, renewed, ended. Every write is fenced by the attempt's number.
+
+Each function runs in its caller's transaction. LeaseLost means: another attempt, or nobody, holds the job now; stop,
+and write nothing more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from elder_core.errors import ElderError
+from elder_core.spec import JobSpec, Progress
+from elder_service.db.engine import database_now
+from elder_service.db.models import ArtifactRow, JobRow
+from elder_service.errors import WorkerLost
+from elder_service.ids import new_id
+from elder_service.jobs import events, repository
+from elder_service.jobs.progress import fraction_done
+from elder_service.jobs.states import Status
+from elder_service.storage.base import StoredFile
+
+
+class LeaseLost(Exception):  # noqa: N818  # an ending, not an error
+    """The attempt no longer holds its job."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this worker holds until the lease expires or it says how the attempt ended."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    max_runtime_seconds: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a successful attempt hands over: the figures for the job's row, and the files already in storage."""
+
+    result: dict[str, Any]
+    files: tuple[StoredFile, ...] = field(default=())
+
+
+def claim(session: Session, owner: str, lease_seconds: float) -> Claim | None:
+    """Take the next job, by priority and then by age; None when there is nothing to do."""
+    now = database_now(session)
+    row = repository.next_claimable(session, now)
+    if row is None:
+        return None
+    repository.move(row, Status.RUNNING)
+    row.attempt += 1
+    row.lease_owner = owner
+    row.lease_expires_at = now + timedelta(seconds=lease_seconds)
+    row.started_at = now
+    row.stage, row.progress, row.stage_history, row.error = None, None, [], None
+    repository.add_event(session, row, events.STARTED, now, {"attempt": row.attempt, "worker": owner})
+    return Claim(row.id, row.attempt, JobSpec.model_validate(row.spec), row.max_runtime_seconds)
+
+
+def renew(session: Session, held: Claim, lease_seconds: float) -> None:
+    """Extend the lease."""
+    row = _locked(session, held)
+    row.lease_expires_at = database_now(session) + timedelta(seconds=lease_seconds)
+
+
+def cancel_requested(session: Session, held: Claim) -> bool:
+    row = repository.get(session, held.job_id)
+    if row.attempt != held.attempt or row.status not in repository.ACTIVE:
+        raise LeaseLost
+    return row.status == Status.CANCELLING
+
+
+def record_progress(session: Session, held: Claim, progress: Progress, *, event: bool) -> None:
+    """Note where the attempt is; with `event`, or on a new stage, in the job's log as well."""
+    row = _locked(session, held)
+    now = database_now(session)
+    if row.stage != progress.stage:
+        _enter_stage(session, row, progress, now)
+    row.progress = {
+        "stage": progress.stage,
+        "step": progress.step,
+        "total": progress.total,
+        "fraction": fraction_done(progress),
+        "metrics": progress.metrics,
+        "updated_at": now.isoformat(),
+    }
+    if event:
+        repository.add_event(session, row, events.PROGRESS, now, row.progress)
+
+
+def _enter_stage(session: Session, row: JobRow, progress: Progress, now: datetime) -> None:
+    row.stage = progress.stage
+    _finish_stage(row, now)
+    started = {"stage": progress.stage, "started_at": now.isoformat(), "finished_at": None}
+    row.stage_history = [*row.stage_history, started]
+    repository.add_event(session, row, events.STAGE, now, {"stage": progress.stage})
+
+
+def _finish_stage(row: JobRow, now: datetime) -> None:
+    if row.stage_history:
+        last = {**row.stage_history[-1], "finished_at": now.isoformat()}
+        row.stage_history = [*row.stage_history[:-1], last]
+
+
+def succeed(session: Session, held: Claim, outcome: Outcome) -> None:
+    """The fenced last update: it alone makes the attempt's files visible."""
+    row = _locked(session, held)
+    now = database_now(session)
+    _end(row, Status.SUCCEEDED, now)
+    row.result = outcome.result
+    for file in outcome.files:
+        session.add(
+            ArtifactRow(
+                id=new_id("art"),
+                job_id=row.id,
+                name=file.name,
+                kind=file.kind,
+                storage_key=file.key,
+                size_bytes=file.size_bytes,
+                sha256=file.sha256,
+                created_at=now,
+            )
+        )
+    repository.add_event(session, row, events.SUCCEEDED, now, outcome.result)
+
+
+def fail(
+    session: Session, held: Claim, error: ElderError, retry_delay_seconds: float, details: dict[str, Any] | None = None
+) -> None:
+    """The attempt ended with `error`: try again if that may help and attempts are left, else the job failed."""
+    _failed(session, _locked(session, held), error, retry_delay_seconds, details or {})
+
+
+def cancelled(session: Session, held: Claim) -> None:
+    """The child of a cancelled job is gone."""
+    row = _locked(session, held)
+    now = database_now(session)
+    _end(row, Status.CANCELLED, now)
+    repository.add_event(session, row, events.CANCELLED, now, {})
+
+
+def give_back(session: Session, held: Claim) -> None:
+    """A draining worker returns its job: queued again at once, and the attempt does not count."""
+    row = _locked(session, held)
+    now = database_now(session)
+    if row.status == Status.CANCELLING:
+        _end(row, Status.CANCELLED, now)
+        repository.add_event(session, row, events.CANCELLED, now, {})
+    else:
+        _requeue(session, row, now, delay=timedelta(), data={"reason": "worker stopped"})
+
+
+def lease_expired(session: Session, row: JobRow, retry_delay_seconds: float) -> None:
+    """The worker of `row` (locked) has been silent for too long."""
+    error = WorkerLost(f"Worker {row.lease_owner} stopped renewing its lease in attempt {row.attempt}.")
+    _failed(session, row, error, retry_delay_seconds, {})
+
+
+def _failed(
+    session: Session, row: JobRow, error: ElderError, retry_delay_seconds: float, details: dict[str, Any]
+) -> None:
+    now = database_now(session)
+    if row.status == Status.CANCELLING:
+        _end(row, Status.CANCELLED, now)
+        repository.add_event(session, row, events.CANCELLED, now, {})
+        return
+    row.failures += 1
+    described = {
+        "code": error.code,
+        "message": error.message,
+        "stage": row.stage,
+        "retryable": error.retryable,
+        "details": details,
+    }
+    if error.retryable and row.failures < row.max_attempts:
+        delay = timedelta(seconds=retry_delay_seconds * 2 ** (row.failures - 1))
+        _requeue(session, row, now, delay=delay, data={"reason": error.message, "error": described})
+        return
+    _end(row, Status.FAILED, now)
+    row.error = described
+    repository.add_event(session, row, events.FAILED, now, {"error": described})
+
+
+def _requeue(session: Session, row: JobRow, now: datetime, *, delay: timedelta, data: dict[str, Any]) -> None:
+    repository.move(row, Status.QUEUED)
+    row.lease_owner = row.lease_expires_at = row.hinted_at = row.started_at = row.stage = None
+    row.progress = None
+    row.available_at = now + delay
+    repository.add_event(session, row, events.REQUEUED, now, {"attempt": row.attempt, **data})
+
+
+def _end(row: JobRow, status: Status, now: datetime) -> None:
+    repository.move(row, status)
+    _finish_stage(row, now)
+    row.lease_owner = row.lease_expires_at = None
+    row.finished_at = now
+
+
+def _locked(session: Session, held: Claim) -> JobRow:
+    row = repository.lock_attempt(session, held.job_id, held.attempt)
+    if row is None:
+        raise LeaseLost
+    return row

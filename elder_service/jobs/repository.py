@@ -1,0 +1,185 @@
+"""All SQL about jobs. Every function takes an open session and leaves the commit to its caller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
+from sqlalchemy.orm import Session
+
+from elder_service.db.models import ArtifactRow, IdempotencyRow, JobEventRow, JobRow
+from elder_service.errors import InvalidCursor, JobNotFound
+from elder_service.jobs.states import ACTIVE, TRANSITIONS, Status
+
+EVENT_PAGE_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    statuses: tuple[Status, ...] = ()
+    method: str | None = None
+    created_after: datetime | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def get(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
+    """The job's row, locked against other writers if asked for.
+
+    Raises:
+        JobNotFound: there is none of that id.
+    """
+    statement = select(JobRow).where(JobRow.id == job_id)
+    if lock:
+        statement = statement.with_for_update()
+    row = session.scalars(statement.execution_options(populate_existing=True)).one_or_none()
+    if row is None:
+        raise JobNotFound(f"There is no job {job_id!r}.")
+    return row
+
+
+def lock_attempt(session: Session, job_id: str, attempt: int) -> JobRow | None:
+    """The job's row, locked, if `attempt` still holds it; None means that the attempt lost the job and must stop."""
+    return session.scalars(
+        select(JobRow)
+        .where(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.status.in_(ACTIVE))
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+
+
+def next_claimable(session: Session, now: datetime) -> JobRow | None:
+    """The job to run next, locked; rows that another worker is just claiming are passed over."""
+    return session.scalars(
+        select(JobRow)
+        .where(
+            JobRow.status == Status.QUEUED,
+            JobRow.available_at <= now,
+            or_(JobRow.queue_deadline_at.is_(None), JobRow.queue_deadline_at > now),
+        )
+        .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).one_or_none()
+
+
+def list_jobs(session: Session, where: JobFilter, *, after: str | None, limit: int) -> tuple[list[JobRow], bool]:
+    """Jobs from newest to oldest, older than the job `after`; and whether there are more.
+
+    Raises:
+        InvalidCursor: `after` names no job.
+    """
+    statement = select(JobRow).where(*_conditions(where))
+    if after is not None:
+        cursor = session.get(JobRow, after)
+        if cursor is None:
+            raise InvalidCursor(f"after is {after!r}, which names no job; use the last_id of a page.", loc=("after",))
+        statement = statement.where(tuple_(JobRow.created_at, JobRow.id) < (cursor.created_at, cursor.id))
+    statement = statement.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+    rows = list(session.scalars(statement))
+    return rows[:limit], len(rows) > limit
+
+
+def _conditions(where: JobFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if where.statuses:
+        conditions.append(JobRow.status.in_(where.statuses))
+    if where.method is not None:
+        conditions.append(JobRow.method == where.method)
+    if where.created_after is not None:
+        conditions.append(JobRow.created_at > where.created_after)
+    conditions.extend(JobRow.job_metadata[key].as_string() == value for key, value in where.metadata.items())
+    return conditions
+
+
+def queue_positions(session: Session, rows: Sequence[JobRow]) -> dict[str, int]:
+    """Place in the queue by job id, 1 being next, for those of `rows` that are queued."""
+    wanted = [row.id for row in rows if row.status == Status.QUEUED]
+    if not wanted:
+        return {}
+    place = func.row_number().over(order_by=(JobRow.priority.desc(), JobRow.created_at, JobRow.id)).label("place")
+    queue = select(JobRow.id, place).where(JobRow.status == Status.QUEUED).subquery()
+    return {job_id: position for job_id, position in session.execute(select(queue).where(queue.c.id.in_(wanted)))}
+
+
+def move(row: JobRow, to: Status) -> None:
+    """Change the row's status, which must be a transition of the table."""
+    assert to in TRANSITIONS[Status(row.status)], f"{row.status} → {to}"
+    row.status = to
+
+
+def add_event(session: Session, row: JobRow, kind: str, at: datetime, data: dict[str, Any]) -> None:
+    """Append an event in the transaction of what it tells; the row must be locked or new."""
+    row.last_event_seq += 1
+    session.add(JobEventRow(job_id=row.id, seq=row.last_event_seq, type=kind, at=at, data=data))
+
+
+def events_after(session: Session, job_id: str, seq: int, limit: int = EVENT_PAGE_LIMIT) -> list[JobEventRow]:
+    return list(
+        session.scalars(
+            select(JobEventRow)
+            .where(JobEventRow.job_id == job_id, JobEventRow.seq > seq)
+            .order_by(JobEventRow.seq)
+            .limit(limit)
+        )
+    )
+
+
+def artifacts(session: Session, job_id: str) -> list[ArtifactRow]:
+    return list(session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)))
+
+
+def artifact(session: Session, job_id: str, name: str) -> ArtifactRow | None:
+    return session.scalars(
+        select(ArtifactRow).where(ArtifactRow.job_id == job_id, ArtifactRow.name == name)
+    ).one_or_none()
+
+
+def idempotency(session: Session, key: str, since: datetime) -> IdempotencyRow | None:
+    row = session.get(IdempotencyRow, key)
+    if row is not None and row.created_at < since:
+        session.delete(row)
+        session.flush()
+        return None
+    return row
+
+
+def expired_leases(session: Session, now: datetime) -> list[JobRow]:
+    return list(
+        session.scalars(
+            select(JobRow)
+            .where(JobRow.status.in_(ACTIVE), JobRow.lease_expires_at < now)
+            .with_for_update(skip_locked=True)
+        )
+    )
+
+
+def past_queue_deadline(session: Session, now: datetime) -> list[JobRow]:
+    return list(
+        session.scalars(
+            select(JobRow)
+            .where(JobRow.status == Status.QUEUED, JobRow.queue_deadline_at <= now)
+            .with_for_update(skip_locked=True)
+        )
+    )
+
+
+def unhinted(session: Session, now: datetime, again_after: timedelta) -> list[JobRow]:
+    """Claimable jobs whose hint was never sent, or so long ago that it may be lost."""
+    return list(
+        session.scalars(
+            select(JobRow)
+            .where(
+                and_(
+                    JobRow.status == Status.QUEUED,
+                    JobRow.available_at <= now,
+                    or_(JobRow.hinted_at.is_(None), JobRow.hinted_at < now - again_after),
+                )
+            )
+            .order_by(JobRow.created_at)
+            .limit(100)
+            .with_for_update(skip_locked=True)
+        )
+    )

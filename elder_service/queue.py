@@ -1,0 +1,87 @@
+"""The Celery app and the one thing that is sent through it: a hint that there may be work.
+
+A hint carries no state and may be lost, doubled or late: workers look for jobs by themselves as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import KombuError
+
+from elder_service.settings import Settings
+
+HINT_TASK = "elder.run_next_job"
+QUEUE = "elder"
+POLLING_SECONDS = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+def make_celery(settings: Settings) -> Celery:
+    app = Celery("elder", set_as_current=False)
+    app.conf.update(
+        broker_url=settings.broker_url or "filesystem://",
+        broker_transport_options=_transport_options(settings),
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=2,
+        task_ignore_result=True,
+        task_default_queue=QUEUE,
+        task_acks_late=False,
+        task_publish_retry=False,
+        task_store_eager_result=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=(settings.broker_url or "").startswith("redis"),
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        enable_utc=True,
+    )
+    return app
+
+
+def _transport_options(settings: Settings) -> dict[str, Any]:
+    if settings.broker_url is None:
+        folders = {
+            name: str(settings.broker_dir / folder)
+            for name, folder in (
+                ("data_folder_in", "queue"),
+                ("data_folder_out", "queue"),
+                ("processed_folder", "processed"),
+                ("control_folder", "control"),
+            )
+        }
+        for folder in folders.values():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        return {**folders, "polling_interval": POLLING_SECONDS, "store_processed": False}
+    return {
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "retry_on_timeout": True,
+        "max_retries": 0,
+    }
+
+
+def send_hint(app: Celery) -> bool:
+    """Tell an idle worker to look for a job; False when the broker does not take it."""
+    try:
+        app.send_task(HINT_TASK, ignore_result=True, retry=False)
+    except (KombuError, OSError) as error:
+        _log.warning("No hint sent, workers will find the job by themselves: %s", error)
+        return False
+    return True
+
+
+def broker_reachable(app: Celery) -> bool:
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=0, timeout=2)
+    except (KombuError, OSError):
+        return False
+    return True

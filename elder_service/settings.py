@@ -1,0 +1,125 @@
+"""Every setting of the service, read from the environment (`ELDER_…`) or a `.env` file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from elder_core.inspection import Sources
+from elder_service.errors import InvalidSettings
+
+DEVELOPMENT_SECRET = "only-for-the-embedded-mode"  # noqa: S105
+SECRET_MIN_LENGTH = 32
+
+
+class EnvironmentName(StrEnum):
+    EMBEDDED = "embedded"
+    PRODUCTION = "production"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="ELDER_", env_file=".env", extra="ignore", frozen=True)
+
+    environment: EnvironmentName = Field(
+        default=EnvironmentName.EMBEDDED,
+        description="`embedded`: SQLite and a file-system broker below data_dir. `production`: both URLs and a secret "
+        "must be given.",
+    )
+    data_dir: Path = Field(
+        default=Path("data"), description="Artefacts, job scratch space and, when embedded, database and broker."
+    )
+    database_url: str | None = Field(
+        default=None, description="SQLAlchemy URL, `postgresql://…` or `sqlite:///…`; default: SQLite in data_dir."
+    )
+    broker_url: str | None = Field(
+        default=None, description="Celery broker, `redis://…`; default when embedded: folders in data_dir."
+    )
+    secret_key: SecretStr = Field(
+        default=SecretStr(DEVELOPMENT_SECRET),
+        description=f"Signs download links; at least {SECRET_MIN_LENGTH} characters in production.",
+    )
+    public_url: str | None = Field(
+        default=None, description="Address that callers use, for links; default: that of each request."
+    )
+    model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="Folders below which `local:NAME` models are found, separated by commas."
+    )
+    text_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="Folders below which `local:NAME` texts are found, separated by commas."
+    )
+    hub_cache: Path | None = Field(default=None, description="Where hub models are downloaded to; default: the hub's.")
+    device: str = Field(default="auto", description="`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
+
+    lease_seconds: float = Field(default=60, gt=0, description="A worker silent for so long has lost its job.")
+    heartbeat_seconds: float = Field(default=12, gt=0, description="Between renewals of the lease.")
+    cancel_poll_seconds: float = Field(default=1, gt=0, description="Between looks for a request to cancel.")
+    claim_seconds: float = Field(default=5, gt=0, description="Between a worker's own looks for a job, without a hint.")
+    maintenance_seconds: float = Field(default=15, gt=0, description="Between looks for expired leases and jobs.")
+    max_attempts: int = Field(default=3, ge=1, description="Attempts of a job before a lost worker fails it.")
+    retry_delay_seconds: float = Field(
+        default=5, ge=0, description="Before the second attempt; doubles with each further one."
+    )
+    cancel_grace_seconds: float = Field(
+        default=1.5, ge=0, description="Between SIGTERM and SIGKILL to the process of a cancelled job."
+    )
+    drain_seconds: float = Field(default=6, gt=0, description="A stopping worker's time to give its job back.")
+    download_link_seconds: int = Field(default=3600, ge=1, description="Life of a signed download link.")
+    max_body_bytes: int = Field(default=1_000_000, ge=1000, description="Largest request body.")
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("model_roots", "text_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise InvalidSettings(
+                f"ELDER_HEARTBEAT_SECONDS is {self.heartbeat_seconds:g}; it must be at most half of "
+                f"ELDER_LEASE_SECONDS ({self.lease_seconds:g}), or one late heartbeat loses the job."
+            )
+        if self.environment is EnvironmentName.PRODUCTION:
+            self._check_production()
+        return self
+
+    def _check_production(self) -> None:
+        for name in ("database_url", "broker_url"):
+            if getattr(self, name) is None:
+                raise InvalidSettings(f"ELDER_{name.upper()} must be set in production.")
+        secret = self.secret_key.get_secret_value()
+        if secret == DEVELOPMENT_SECRET or len(secret) < SECRET_MIN_LENGTH:
+            raise InvalidSettings(
+                f"ELDER_SECRET_KEY must be a secret of {SECRET_MIN_LENGTH} characters or more in production; "
+                "make one with: openssl rand -hex 32"
+            )
+
+    @cached_property
+    def effective_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'elder.db'}"
+
+    @cached_property
+    def sources(self) -> Sources:
+        return Sources(model_roots=self.model_roots, text_roots=self.text_roots, hub_cache=self.hub_cache)
+
+    @property
+    def artifacts_dir(self) -> Path:
+        return self.data_dir / "artifacts"
+
+    @property
+    def scratch_dir(self) -> Path:
+        return self.data_dir / "scratch"
+
+    @property
+    def broker_dir(self) -> Path:
+        return self.data_dir / "broker"

@@ -1,0 +1,49 @@
+"""Where the files of finished jobs live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in storage. `name` is its path for people, `key` its place in storage."""
+
+    name: str
+    kind: Literal["model", "report"]
+    key: str
+    size_bytes: int
+    sha256: str
+
+
+class Storage(Protocol):
+    def put(self, key: str, source: Path) -> None:
+        """Move the file `source` to `key`, whole or not at all.
+
+        Raises:
+            StorageFailed: it could not be written, or what was read back is not what was written.
+        """
+
+    def path(self, key: str) -> Path:
+        """A local path of `key`.
+
+        Raises:
+            StorageFailed: there is nothing at `key`.
+        """
+
+    def read(self, key: str) -> bytes:
+        """The content of a small file, such as a report."""
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete everything whose key starts with the folder `prefix`; nothing there is no error."""
+
+    def list_prefixes(self, prefix: str) -> Iterator[str]:
+        """Keys of the folders directly below the folder `prefix`."""
+
+
+def attempt_prefix(job_id: str, attempt: int) -> str:
+    """Folder of one attempt: files of an attempt that lost its job are never in the way of another's."""
+    return f"jobs/{job_id}/attempt-{attempt}"

@@ -1,0 +1,65 @@
+"""Storage in a folder of this machine, or of a file system that API and workers share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from elder_service.errors import StorageFailed
+
+
+class LocalStorage:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, key: str, source: Path) -> None:
+        target = self._resolve(key)
+        partial = target.with_name(target.name + ".part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, partial)
+            _flush(partial)
+            partial.replace(target)
+            _flush(target.parent)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StorageFailed(f"Could not store {key}: {error.strerror or error}.") from error
+
+    def path(self, key: str) -> Path:
+        target = self._resolve(key)
+        if not target.is_file():
+            raise StorageFailed(f"The storage has lost {key}.")
+        return target
+
+    def read(self, key: str) -> bytes:
+        try:
+            return self.path(key).read_bytes()
+        except OSError as error:
+            raise StorageFailed(f"Could not read {key}: {error.strerror or error}.") from error
+
+    def delete_prefix(self, prefix: str) -> None:
+        shutil.rmtree(self._resolve(prefix), ignore_errors=True)
+
+    def list_prefixes(self, prefix: str) -> Iterator[str]:
+        folder = self._resolve(prefix)
+        if folder.is_dir():
+            for entry in sorted(folder.iterdir()):
+                if entry.is_dir():
+                    yield f"{prefix}/{entry.name}"
+
+    def _resolve(self, key: str) -> Path:
+        parts = PurePosixPath(key).parts
+        if not parts or key.startswith("/") or ".." in parts:
+            raise StorageFailed(f"{key!r} is no storage key.")
+        return self._root.joinpath(*parts)
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
