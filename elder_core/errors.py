@@ -23,8 +23,10 @@
     │       ├── TextEmpty               text_empty
     │       ├── TextTooShort            text_too_short
     │       └── SequenceTooLong         sequence_too_long
+    ├── HubUnreachable                  hub_unreachable (retryable)
     ├── NonFiniteLoss                   non_finite_loss
     ├── OutOfMemory                     out_of_memory
+    ├── MeasurementFailed               measurement_failed (retryable)
     ├── OutputExists                    output_exists
     └── DeviceUnavailable               device_unavailable
 
@@ -176,6 +178,13 @@ class SequenceTooLong(TextError):
     code = "sequence_too_long"
 
 
+class HubUnreachable(ElderError):
+    """The model hub does not answer, or not now."""
+
+    code = "hub_unreachable"
+    retryable = True
+
+
 class NonFiniteLoss(ElderError):
     """The loss became NaN or infinite while training."""
 
@@ -186,6 +195,13 @@ class OutOfMemory(ElderError):
     """The device has too little memory for this job."""
 
     code = "out_of_memory"
+
+
+class MeasurementFailed(ElderError):
+    """The process that measures a saved model's memory failed; the message holds its last lines."""
+
+    code = "measurement_failed"
+    retryable = True
 
 
 class OutputExists(ElderError):

@@ -5,9 +5,37 @@ The API refuses a bad job with this at submission; the pipeline uses the same fu
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from elder_core import confined
+from elder_core.architectures import table
+from elder_core.errors import (
+    InvalidCheckpoint,
+    ModelNotFound,
+    QuantizedCheckpoint,
+    TextEmpty,
+    TextFormat,
+    TextNotFound,
+    TextNotUtf8,
+    UnsupportedArchitecture,
+)
+from elder_core.weight_files import WeightSummary, read_json_object, summarize, weight_files
+
+MODEL = ("model", "id")
+CONFIG_FILE = "config.json"
+MAX_LAYERS = 10_000  # far above any model; a count beyond it is damage, not a model
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# name → path below `builtin_root`
+BUILTIN_TEXTS = {
+    "manuals-calibration": Path("manuals-16l/calibration.jsonl"),
+    "manuals-test": Path("manuals-16l/test.jsonl"),
+}
 
 
 def _builtin_root() -> Path:
@@ -37,8 +65,9 @@ class Sources:
 class CheckpointInfo:
     """What the config of a checkpoint folder says.
 
-    `max_positions` is the longest sequence, None where the architecture has no limit. `weight_bytes` is the size
-    of its safetensors files.
+    `architecture` is the class of the model in transformers. `max_positions` is the longest sequence, None where the
+    architecture has no limit. `dtype` is the number type that most of the weights are stored in, in torch's words.
+    `weight_bytes` is the size of its safetensors files.
     """
 
     path: Path
@@ -51,9 +80,19 @@ class CheckpointInfo:
     weight_bytes: int
 
 
+@dataclass(frozen=True)
+class ConfigFacts:
+    """What a config says, checked, before any weights are there."""
+
+    row: table.Architecture
+    layers: int
+    hidden_size: int
+    max_positions: int | None
+
+
 def is_hub_id(model_id: str) -> bool:
-    """Whether `model_id` names a model on the hub rather than a local one."""
-    raise NotImplementedError
+    """Whether `model_id` names a model on the hub (`OWNER/NAME`) rather than a local one."""
+    return HUB_ID.fullmatch(model_id) is not None and ".." not in model_id
 
 
 def local_model(model_id: str, sources: Sources) -> Path:
@@ -63,16 +102,82 @@ def local_model(model_id: str, sources: Sources) -> Path:
         PathForbidden: the name is absolute, climbs with `..`, or resolves through a symbolic link to outside its root.
         ModelNotFound: there is no such folder; the message lists what there is.
     """
-    raise NotImplementedError
+    kind, _, name = model_id.partition(":")
+    if kind in ("builtin", "local"):
+        confined.check_name(name, loc=MODEL)
+    for root in _roots(kind, sources.builtin_root, sources.model_roots):
+        found = confined.below(root, name, loc=MODEL)
+        if found is not None and found.is_dir():
+            confined.check_links(found, root, loc=MODEL)
+            return found
+    if kind not in ("builtin", "local"):
+        if sources.allow_paths and Path(model_id).is_dir():
+            return Path(model_id).resolve()
+        if not sources.allow_paths:
+            confined.check_name(model_id, loc=MODEL)
+    raise ModelNotFound(
+        f"There is no model {model_id!r}. Give a hub id OWNER/NAME, or one of those here: "
+        f"{', '.join(available_models(sources)) or 'none'}.",
+        loc=MODEL,
+    )
+
+
+def inspect_config(settings: dict[str, object]) -> ConfigFacts:
+    """Check the contents of a `config.json`.
+
+    Raises:
+        InvalidCheckpoint, QuantizedCheckpoint, UnsupportedArchitecture: see each.
+    """
+    row = table.find(str(settings.get("model_type") or "none"))
+    for field_name in ("quantization_config", "compression_config"):
+        if settings.get(field_name):
+            raise QuantizedCheckpoint(
+                f"The config has a {field_name}: this checkpoint is quantised. Give the model that it was made from, "
+                "in float32, bfloat16 or float16, and quantise the pruned result.",
+                loc=MODEL,
+            )
+    table.check_settings(row, settings)
+    _check_class(row, settings)
+    layers = _whole_number(settings, row.count, MAX_LAYERS)
+    for field_name in row.per_layer:
+        entries = settings.get(field_name)
+        if isinstance(entries, list) and len(entries) != layers:
+            raise InvalidCheckpoint(
+                f"The config has {layers} layers ({row.count}), but {len(entries)} entries in {field_name}.", loc=MODEL
+            )
+    return ConfigFacts(
+        row=row,
+        layers=layers,
+        hidden_size=_whole_number(settings, row.hidden, 2**31),
+        max_positions=None if row.positions is None else _whole_number(settings, row.positions, 2**31),
+    )
 
 
 def inspect_checkpoint(path: Path) -> CheckpointInfo:
-    """Read and check the config of a checkpoint folder; weights are not opened.
+    """Read and check the config of a checkpoint folder; of the weights only the headers are read.
 
     Raises:
         InvalidCheckpoint, PickledWeights, QuantizedCheckpoint, UnsupportedArchitecture: see each.
     """
-    raise NotImplementedError
+    if (path / "adapter_config.json").exists():
+        raise InvalidCheckpoint(
+            "The folder holds an adapter (adapter_config.json); merge it into its model first.", loc=MODEL
+        )
+    if not (path / CONFIG_FILE).is_file():
+        raise InvalidCheckpoint(f"There is no {CONFIG_FILE}: the folder is no checkpoint.", loc=MODEL)
+    facts = inspect_config(read_json_object(path / CONFIG_FILE))
+    weights = summarize(weight_files(path))
+    _check_layers(facts, weights)
+    return CheckpointInfo(
+        path=path,
+        model_type=facts.row.model_type,
+        architecture=facts.row.model_class,
+        layers=facts.layers,
+        hidden_size=facts.hidden_size,
+        max_positions=facts.max_positions,
+        dtype=weights.dtype,
+        weight_bytes=weights.total_bytes,
+    )
 
 
 def text_path(source: str, sources: Sources) -> Path:
@@ -81,23 +186,133 @@ def text_path(source: str, sources: Sources) -> Path:
     Raises:
         PathForbidden, TextNotFound: as for models.
     """
-    raise NotImplementedError
+    uploaded = dict(sources.texts).get(source)
+    if uploaded is not None and uploaded.is_file():
+        return uploaded
+    kind, _, name = source.partition(":")
+    if kind in ("builtin", "local"):
+        confined.check_name(name, loc=("source",))
+    if kind == "builtin" and name in BUILTIN_TEXTS and (found := sources.builtin_root / BUILTIN_TEXTS[name]).is_file():
+        return found
+    for root in sources.text_roots if kind == "local" else ():
+        below = confined.below(root, name, loc=("source",))
+        if below is not None and below.is_file():
+            return below
+    if kind not in ("builtin", "local"):
+        if sources.allow_paths and Path(source).is_file():
+            return Path(source).resolve()
+        if not sources.allow_paths:
+            confined.check_name(source, loc=("source",))
+    raise TextNotFound(
+        f"There is no text {source!r}. Those here: {', '.join(available_texts(sources)) or 'none'}.", loc=("source",)
+    )
 
 
 def read_texts(path: Path) -> list[str]:
-    """The documents of a `.txt` (one document) or `.jsonl` file (one a line, field `text`).
+    """The documents of a `.txt` (one document) or `.jsonl` file (one a line, field `text`); empty ones are left out.
 
     Raises:
         TextFormat, TextNotUtf8, TextEmpty: the message names the file and line.
     """
-    raise NotImplementedError
+    if path.suffix not in (".txt", ".jsonl"):
+        raise TextFormat(f"{path.name} is neither .txt nor .jsonl; give one of these.", loc=("source",))
+    content = _decode(path)
+    documents = [content] if path.suffix == ".txt" else list(_json_lines(path.name, content))
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise TextEmpty(f"{path.name} holds no text.", loc=("source",))
+    return documents
 
 
 def available_models(sources: Sources) -> list[str]:
     """Ids of the local models there are, `builtin:` first."""
-    raise NotImplementedError
+    return list(
+        dict.fromkeys(
+            f"{kind}:{config.parent.relative_to(root).as_posix()}"
+            for kind, roots in (("builtin", (sources.builtin_root,)), ("local", sources.model_roots))
+            for root in roots
+            for pattern in (f"*/{CONFIG_FILE}", f"*/*/{CONFIG_FILE}")
+            for config in sorted(root.glob(pattern))
+            if config.resolve().is_relative_to(root.resolve())
+        )
+    )
 
 
 def available_texts(sources: Sources) -> list[str]:
     """Names of the local texts there are, `builtin:` first: `builtin:manuals-calibration`, `local:notes.jsonl`, …"""
-    raise NotImplementedError
+    builtin = [f"builtin:{name}" for name, path in BUILTIN_TEXTS.items() if (sources.builtin_root / path).is_file()]
+    local = [
+        f"local:{file.relative_to(root).as_posix()}"
+        for root in sources.text_roots
+        for file in sorted((*root.glob("*.txt"), *root.glob("*.jsonl")))
+        if file.resolve().is_relative_to(root.resolve())
+    ]
+    return [*builtin, *dict.fromkeys(local), *(name for name, _ in sources.texts)]
+
+
+def _roots(kind: str, builtin_root: Path, local_roots: tuple[Path, ...]) -> tuple[Path, ...]:
+    return {"builtin": (builtin_root,), "local": local_roots}.get(kind, ())
+
+
+def _check_class(row: table.Architecture, settings: dict[str, object]) -> None:
+    classes = settings.get("architectures") or [row.model_class]
+    if not isinstance(classes, list) or row.model_class not in classes:
+        raise UnsupportedArchitecture(
+            f"The checkpoint holds {classes}, not a language model; give a {row.model_class}.", loc=MODEL
+        )
+
+
+def _whole_number(settings: dict[str, object], name: str, limit: int) -> int:
+    value = settings.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+        raise InvalidCheckpoint(
+            f"The config's {name} is {value!r}; expected a whole number from 1 to {limit}.", loc=MODEL
+        )
+    return value
+
+
+def _check_layers(facts: ConfigFacts, weights: WeightSummary) -> None:
+    """Compare the layer count with the names of the tensors, before anything is built by it."""
+    stack = facts.row.stack.rpartition(".")[2]
+    numbered = re.compile(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.")
+    held = {int(match[1]) for name in weights.tensors if (match := numbered.search(name))}
+    if held != set(range(len(held))) or len(held) != facts.layers:
+        raise InvalidCheckpoint(
+            f"The config has {facts.layers} layers ({facts.row.count}), but the weights are of {len(held)}; "
+            "the two do not belong together.",
+            loc=MODEL,
+        )
+
+
+def _decode(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise TextNotUtf8(
+            f"{path.name}, line {line}: not UTF-8 ({error.reason} at byte {error.start}). Convert the file to UTF-8.",
+            loc=("source",),
+        ) from error
+
+
+def _json_lines(name: str, content: str) -> Iterator[str]:
+    # not splitlines(): JSON strings may hold U+2028 and others that it splits at
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TextFormat(f"{name}, line {number}: not JSON ({error}).", loc=("source",)) from error
+        if not isinstance(record, dict) or not isinstance(text := record.get("text"), str):
+            raise TextFormat(
+                f'{name}, line {number}: no field \'text\' with a string; write {{"text": "…"}}.', loc=("source",)
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextNotUtf8(
+                f"{name}, line {number}: the text holds half of a surrogate pair, which UTF-8 cannot.", loc=("source",)
+            ) from error
+        yield text

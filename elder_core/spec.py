@@ -168,7 +168,9 @@ class EvaluationSpec(Strict):
         max_length=512,
         description="Text for perplexity, in the same forms as the calibration source, and disjoint from it.",
     )
-    samples: int | None = Field(default=None, ge=1, description="Sequences to use; null uses all there are.")
+    samples: int | None = Field(
+        default=128, ge=1, description="Sequences to use, the text's first; null uses all there are."
+    )
     speed: bool = Field(default=True, description="Measure prefill and decoding speed and peak memory.")
     generation: bool = Field(default=True, description="Generate three texts side by side.")
     prompts: tuple[str, ...] | None = Field(

@@ -1,22 +1,22 @@
 """Errors of the service, beside those of elder_core.
 
-    ElderError
-    ├── ServiceError
-    │   ├── InvalidSettings          invalid_settings
-    │   ├── SchemaMismatch           schema_mismatch
-    │   ├── JobNotFound              job_not_found
-    │   ├── ReportNotReady           report_not_ready
-    │   ├── ArtifactNotFound         artifact_not_found
-    │   ├── LinkInvalid              link_invalid
-    │   ├── LinkExpired              link_expired
-    │   ├── IdempotencyMismatch      idempotency_mismatch
-    │   ├── InvalidCursor            invalid_cursor
-    │   └── StorageFailed            storage_failed (retryable)
-    └── RunnerError                  why an attempt ended without a result
-        ├── RunnerDied               runner_died (retryable)
-        ├── WorkerLost               worker_lost (retryable)
-        ├── RuntimeExceeded          runtime_exceeded
-        └── InternalError            internal_error
+ElderError
+├── ServiceError
+│   ├── InvalidSettings          invalid_settings
+│   ├── SchemaMismatch           schema_mismatch
+│   ├── JobNotFound              job_not_found
+│   ├── ReportNotReady           report_not_ready
+│   ├── ArtifactNotFound         artifact_not_found
+│   ├── LinkInvalid              link_invalid
+│   ├── LinkExpired              link_expired
+│   ├── IdempotencyMismatch      idempotency_mismatch
+│   ├── InvalidCursor            invalid_cursor
+│   └── StorageFailed            storage_failed (retryable)
+└── RunnerError                  why an attempt ended without a result
+    ├── RunnerDied               runner_died (retryable)
+    ├── WorkerLost               worker_lost (retryable)
+    ├── RuntimeExceeded          runtime_exceeded
+    └── InternalError            internal_error
 """
 
 from __future__ import annotations

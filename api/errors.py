@@ -1,0 +1,134 @@
+"""The only error handlers: whatever goes wrong is answered with application/problem+json (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from api.schemas import Problem, ProblemItem
+from elder_core.errors import ElderError, InvalidInput, PathForbidden, UnknownMethod
+from elder_core.registry import find_method
+from elder_service import errors as service
+
+PROBLEM_JSON = "application/problem+json"
+
+# The nearest class in an error's ancestry decides.
+STATUS_OF: dict[type[ElderError], HTTPStatus] = {
+    InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    service.JobNotFound: HTTPStatus.NOT_FOUND,
+    service.ArtifactNotFound: HTTPStatus.NOT_FOUND,
+    service.ReportNotReady: HTTPStatus.CONFLICT,
+    service.LinkInvalid: HTTPStatus.FORBIDDEN,
+    service.LinkExpired: HTTPStatus.FORBIDDEN,
+    service.IdempotencyMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
+    service.InvalidCursor: HTTPStatus.UNPROCESSABLE_ENTITY,
+    service.StorageFailed: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+_log = logging.getLogger(__name__)
+
+
+def http_status(error: type[ElderError]) -> HTTPStatus:
+    return next((STATUS_OF[kind] for kind in error.__mro__ if kind in STATUS_OF), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    errors: Sequence[ProblemItem] = (),
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    body = Problem(
+        type=f"urn:elder:error:{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request.state.request_id,
+        errors=list(errors),
+    )
+    return JSONResponse(body.model_dump(), status_code=status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def _elder_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ElderError)
+    items = [ProblemItem(loc=list(error.loc), code=error.code, message=error.message)] if error.loc else []
+    return problem(request, http_status(type(error)), error.code, error.message, items)
+
+
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    items = problem_items(error.errors())
+    code = items[0].code if len(items) == 1 and items[0].code == UnknownMethod.code else "invalid_request"
+    if any(item["type"] == "json_invalid" for item in error.errors()):
+        return problem(request, HTTPStatus.BAD_REQUEST, "invalid_json", items[0].message, items)
+    detail = "; ".join(f"{'.'.join(map(str, item.loc)) or 'body'}: {item.message}" for item in items[:3])
+    return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, code, detail, items)
+
+
+def problem_items(errors: Sequence[Any]) -> list[ProblemItem]:
+    """pydantic's errors with `loc` as the caller wrote it: no `body` in front, no tag of a union inside."""
+    return [_problem_item(error) for error in errors]
+
+
+def _problem_item(error: dict[str, Any]) -> ProblemItem:
+    loc = list(error["loc"])
+    if loc and loc[0] in {"body", "query", "path", "header"}:
+        loc = loc[1:]
+    if error["type"] == "union_tag_invalid" and loc == ["method"]:
+        try:
+            find_method(error["ctx"]["tag"])
+        except UnknownMethod as unknown:
+            return ProblemItem(loc=list(unknown.loc), code=unknown.code, message=unknown.message)
+    if len(loc) > 1 and loc[0] == "method":
+        loc = [loc[0], *loc[2:]]
+    return ProblemItem(loc=loc, code=error["type"], message=error["msg"])
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).name.lower()
+    return problem(request, error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+
+
+def _database_down(request: Request, error: Exception) -> JSONResponse:
+    _log.error("Database unavailable: %s", error)
+    return problem(
+        request,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "database_unavailable",
+        "The database does not answer; try again in a few seconds.",
+        headers={"Retry-After": "5"},
+    )
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    _log.error("Unexpected error, request %s", request.state.request_id, exc_info=error)
+    return problem(
+        request,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        service.InternalError.code,
+        f"A fault in the service. Its log tells more under request {request.state.request_id}.",
+    )
+
+
+def install(app: FastAPI) -> None:
+    handlers: dict[type[Exception], Callable[[Request, Exception], JSONResponse | Awaitable[JSONResponse]]] = {
+        ElderError: _elder_error,
+        RequestValidationError: _validation_error,
+        HTTPException: _http_error,
+        OperationalError: _database_down,
+        Exception: _unexpected,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)  # type: ignore[arg-type]

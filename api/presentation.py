@@ -1,0 +1,92 @@
+"""From rows to the JSON that callers see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from api import schemas
+from api.links import LinkSigner
+from elder_core.spec import JobSpec
+from elder_service.db.engine import database_now
+from elder_service.db.models import ArtifactRow, JobEventRow, JobRow
+from elder_service.jobs import repository
+from elder_service.jobs.service import PRIORITIES
+from elder_service.jobs.states import Status
+
+_PRIORITY_NAMES = {value: name for name, value in PRIORITIES.items()}
+
+
+def present_jobs(session: Session, rows: Sequence[JobRow], base_url: str) -> list[schemas.Job]:
+    now = database_now(session)
+    positions = repository.queue_positions(session, rows)
+    return [_job(row, positions.get(row.id), now, base_url) for row in rows]
+
+
+def present_job(session: Session, row: JobRow, base_url: str) -> schemas.Job:
+    return present_jobs(session, [row], base_url)[0]
+
+
+def _job(row: JobRow, position: int | None, now: datetime, base_url: str) -> schemas.Job:
+    waited_until = row.started_at or row.finished_at or now
+    return schemas.Job(
+        id=row.id,
+        status=Status(row.status),
+        cancel_requested=row.cancel_requested_at is not None,
+        stage=row.stage,
+        stage_history=[schemas.StageTimes.model_validate(entry) for entry in row.stage_history],
+        progress=schemas.JobProgress.model_validate(row.progress) if row.progress else None,
+        attempt=row.attempt,
+        max_attempts=row.max_attempts,
+        queue_position=position,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        queued_seconds=_seconds(row.created_at, waited_until),
+        running_seconds=_seconds(row.started_at, row.finished_at or now) if row.started_at else None,
+        priority=_PRIORITY_NAMES[row.priority],
+        max_runtime_seconds=row.max_runtime_seconds,
+        max_queue_seconds=row.max_queue_seconds,
+        spec=JobSpec.model_validate(row.spec),
+        metadata=row.job_metadata,
+        result=schemas.JobResult.model_validate(row.result) if row.result else None,
+        error=schemas.JobError.model_validate(row.error) if row.error else None,
+        urls=_urls(row, base_url),
+    )
+
+
+def _seconds(start: datetime, end: datetime) -> float:
+    return max(0.0, round((end - start).total_seconds(), 3))
+
+
+def _urls(row: JobRow, base_url: str) -> schemas.JobUrls:
+    job = f"{base_url}/v1/jobs/{row.id}"
+    done = row.status == Status.SUCCEEDED
+    return schemas.JobUrls(
+        self=job,
+        page=f"{base_url}/jobs/{row.id}",
+        cancel=f"{job}/cancel",
+        events=f"{job}/events",
+        report=f"{job}/report" if done else None,
+        report_html=f"{job}/report.html" if done else None,
+        artifacts=f"{job}/artifacts",
+    )
+
+
+def present_event(row: JobEventRow) -> schemas.JobEvent:
+    return schemas.JobEvent(seq=row.seq, type=row.type, at=row.at, data=row.data)
+
+
+def present_artifact(row: ArtifactRow, links: LinkSigner, base_url: str) -> schemas.Artifact:
+    url, expires_at = links.sign(base_url, row.job_id, row.name)
+    return schemas.Artifact(
+        id=row.id,
+        name=row.name,
+        kind=row.kind,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        download_url=url,
+        expires_at=expires_at,
+    )

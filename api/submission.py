@@ -1,0 +1,48 @@
+"""One way to submit a job, for the API and for the dashboard's form."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import IntegrityError
+
+from api.dependencies import Services
+from api.schemas import JobCreate
+from elder_core.spec import JobSpec
+from elder_service import queue
+from elder_service.db.models import JobRow
+from elder_service.jobs import service, validation
+
+
+def submit(services: Services, body: JobCreate, idempotency_key: str | None) -> tuple[JobRow, bool]:
+    """Check, store, commit, and only then hint. Returns the job's row and whether it is new.
+
+    A broker that is down does not matter: workers look for jobs by themselves as well.
+
+    Raises:
+        ElderError: the job is refused, or the key came with another body before.
+    """
+    spec = JobSpec.model_validate(body.model_dump(include=set(JobSpec.model_fields)))
+    validation.check(spec, services.settings.sources)
+    submission = service.Submission(
+        spec=spec,
+        max_attempts=services.settings.max_attempts,
+        priority=body.priority,
+        max_runtime_seconds=body.max_runtime_seconds,
+        max_queue_seconds=body.max_queue_seconds,
+        metadata=body.metadata,
+        idempotency_key=idempotency_key,
+    )
+    row, created = _store(services, submission)
+    if created and queue.send_hint(services.celery):
+        with services.sessions.begin() as session:
+            service.mark_hinted(session, row.id)
+    return row, created
+
+
+def _store(services: Services, submission: service.Submission) -> tuple[JobRow, bool]:
+    try:
+        with services.sessions.begin() as session:
+            return service.submit(session, submission)
+    except IntegrityError:
+        # The same key was being used at the same moment and has won: this time it is found.
+        with services.sessions.begin() as session:
+            return service.submit(session, submission)

@@ -1,0 +1,115 @@
+"""From documents to windows of tokens.
+
+All documents become one stream of tokens, each followed by the end-of-text token, and the stream is cut into windows
+without overlap. A window may hold the end of one document and the beginning of the next, as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from elder_core.errors import SequenceTooLong, TextEmpty, TextTooShort
+
+LONGEST_DEFAULT = 2048
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Windows `[sequences, sequence_length]` in the order of the text, and UTF-8 bytes a token of the whole text."""
+
+    windows: Tensor
+    bytes_per_token: float
+
+
+def window_length(requested: int | None, model_limit: int | None, *, field: str = "calibration") -> int:
+    """Tokens a window: what was asked for, or else the model's limit, at most 2048.
+
+    `field` is the part of the spec that asked, for the error.
+
+    Raises:
+        SequenceTooLong: more than the model was built for.
+    """
+    if requested is None:
+        return min(model_limit or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    if model_limit is not None and requested > model_limit:
+        raise SequenceTooLong(
+            f"A sequence length of {requested:,} tokens is above the model's limit of {model_limit:,}; "
+            f"give at most {model_limit:,}.",
+            loc=(field, "sequence_length"),
+        )
+    return requested
+
+
+def token_stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, field: str = "calibration") -> Tensor:
+    """Token ids `[tokens]` of all documents, each closed by the end-of-text token.
+
+    A tokenizer without one has its beginning-of-text token put before each document instead, or nothing if it has
+    neither.
+
+    Raises:
+        TextEmpty: no document holds a token.
+    """
+    before, after = _separators(tokenizer)
+    ids: list[int] = []
+    for document in documents:
+        tokens = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        if tokens:
+            ids += [*before, *tokens, *after]
+    if not ids:
+        raise TextEmpty("The text holds no token; give one with some text in it.", loc=(field, "source"))
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def calibration_windows(stream: Tensor, length: int, *, samples: int | None = None, seed: int = 0) -> Tensor:
+    """Windows `[samples, length]` of `stream` in an order drawn from `seed`; all of them where `samples` is None.
+
+    Raises:
+        TextTooShort: the stream is shorter than the windows asked for.
+    """
+    windows = _cut(stream, length, samples, field="calibration")
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    return windows[order[:samples]]
+
+
+def evaluation_text(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, *, samples: int | None = None
+) -> EvaluationText:
+    """The first `samples` windows of `documents`, in order; all of them where `samples` is None.
+
+    Raises:
+        TextEmpty, TextTooShort: there is no text, or too little for the windows asked for.
+    """
+    stream = token_stream(documents, tokenizer, field="evaluation")
+    windows = _cut(stream, length, samples, field="evaluation")
+    text_bytes = sum(len(document.encode()) for document in documents)
+    return EvaluationText(windows[:samples], text_bytes / len(stream))
+
+
+def shared_documents(calibration: Sequence[str], evaluation: Sequence[str]) -> int:
+    """How many evaluation documents are calibration documents too, white space at the ends aside."""
+    seen = {document.strip() for document in calibration}
+    return sum(document.strip() in seen for document in evaluation)
+
+
+def _separators(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    if tokenizer.eos_token_id is not None:
+        return [], [tokenizer.eos_token_id]
+    return ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]), []
+
+
+def _cut(stream: Tensor, length: int, samples: int | None, *, field: str) -> Tensor:
+    """All whole windows `[windows, length]` of `stream` `[tokens]`."""
+    needed = length * (samples or 1)
+    if len(stream) < needed:
+        raise TextTooShort(
+            f"The {field} text has {len(stream):,} tokens, but {samples or 1:,} × {length:,} = {needed:,} are needed; "
+            "give more text, fewer samples or a shorter sequence length.",
+            loc=(field, "source"),
+        )
+    count = len(stream) // length
+    return stream[: count * length].view(count, length)

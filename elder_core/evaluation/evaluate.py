@@ -1,0 +1,134 @@
+"""Before and after: everything that is measured of a model and its pruned version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from elder_core.evaluation.generation import generations, prompts_from
+from elder_core.evaluation.memory import peak_memory
+from elder_core.evaluation.quality import Quality, quality
+from elder_core.evaluation.speed import Speed, Workload, compare_speed, workload
+from elder_core.spec import Evaluation, EvaluationSpec, Generation, Measurement, Progress, Stage
+from elder_core.surgery import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    evaluation: Evaluation
+    generations: tuple[Generation, ...]
+
+
+class _Meter:
+    """Turns the progress of each part into that of the whole stage; a part's `units` are about its cost."""
+
+    def __init__(self, total: int, progress: Callable[[Progress], None], check_cancelled: Callable[[], None]) -> None:
+        self.check_cancelled = check_cancelled
+        self.metrics: dict[str, float] = {}
+        self._total = total
+        self._progress = progress
+        self._done = 0
+
+    def part(self, units: int) -> Callable[[float], None]:
+        """Begin the next part; call the result with the share of it that is done."""
+        start, self._done = self._done, self._done + units
+
+        def tick(share: float) -> None:
+            self.check_cancelled()
+            step = start + round(share * units)
+            self._progress(Progress(stage=Stage.EVALUATING, step=step, total=self._total, metrics=dict(self.metrics)))
+
+        return tick
+
+
+def evaluate(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    spec: EvaluationSpec,
+    windows: torch.Tensor,
+    bytes_per_token: float,
+    removed: Sequence[int],
+    dense_path: Path,
+    pruned_path: Path,
+    progress: Callable[[Progress], None] = lambda _: None,
+    check_cancelled: Callable[[], None] = lambda: None,
+) -> EvaluationResult:
+    """Measure `dense` and `pruned`, both in evaluation mode on the same device, as `spec` says.
+
+    `windows` `[n, seq]` are tokens of text that calibration never saw, all of which are used; `bytes_per_token` is
+    that text's UTF-8 bytes over its tokens. `removed` are the removed layers by their place in `dense`. The folders
+    are the models' saved forms: their size is taken, and their memory measured in fresh processes.
+
+    Raises:
+        NonFiniteLoss, OutOfMemory, MeasurementFailed: see each.
+        Whatever `check_cancelled` raises.
+    """
+    meter = _Meter(70 + 50 * spec.speed + 10 * spec.generation, progress, check_cancelled)
+    before = quality(dense, windows, bytes_per_token, tick=meter.part(40))
+    meter.metrics["perplexity_before"] = before.perplexity
+    after = quality(pruned, windows, bytes_per_token, tick=meter.part(30))
+    meter.metrics["perplexity_after"] = after.perplexity
+    old, new = _measurement(dense, dense_path, before), _measurement(pruned, pruned_path, after)
+    ideal = None
+    if spec.speed:
+        work = workload(dense, windows)
+        speed = compare_speed(dense, pruned, removed, work, tick=meter.part(30))
+        old = _with_costs(old, speed.before, _memory(dense_path, dense.device, work, meter))
+        new = _with_costs(new, speed.after, _memory(pruned_path, dense.device, work, meter))
+        ideal = speed.ideal
+    texts: tuple[Generation, ...] = ()
+    if spec.generation:
+        prompts = spec.prompts or prompts_from(windows, tokenizer)
+        texts = generations(dense, pruned, tokenizer, prompts, tick=meter.part(10))
+    evaluation = Evaluation(
+        source=spec.source,
+        sequences=windows.shape[0],
+        sequence_length=windows.shape[1],
+        tokens=before.tokens,
+        before=old,
+        after=new,
+        ratios=ratios(old, new),
+        ideal=ideal,
+    )
+    return EvaluationResult(evaluation, texts)
+
+
+def weights_bytes(path: Path) -> int:
+    """Bytes of the safetensors files in `path`."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def ratios(before: Measurement, after: Measurement) -> dict[str, float]:
+    """After / before of every field that both have and that is not 0 before."""
+    old, new = before.model_dump(exclude_none=True), after.model_dump(exclude_none=True)
+    return {name: new[name] / old[name] for name in old if name in new and old[name]}
+
+
+def _measurement(model: PreTrainedModel, path: Path, found: Quality) -> Measurement:
+    return Measurement(
+        layers=len(decoder_layers(model)),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes_on_disk=weights_bytes(path),
+        perplexity=found.perplexity,
+        bits_per_byte=found.bits_per_byte,
+    )
+
+
+def _with_costs(measurement: Measurement, speed: Speed, peak_bytes: int) -> Measurement:
+    return measurement.model_copy(update={**asdict(speed), "peak_memory_bytes": peak_bytes})
+
+
+def _memory(path: Path, device: torch.device, work: Workload, meter: _Meter) -> int:
+    tick = meter.part(10)
+    used = peak_memory(path, device, work.prompt[0].tolist(), check_cancelled=meter.check_cancelled)
+    tick(1.0)
+    return used

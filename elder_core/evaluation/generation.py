@@ -1,0 +1,79 @@
+"""The same prompts continued by both models, for people to read side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from elder_core.evaluation import decoding
+from elder_core.spec import Generation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROMPTS = 3
+PROMPT_WORDS = 24
+NEW_TOKENS = 48
+
+
+def generations(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: tuple[str, ...],
+    *,
+    tick: Callable[[float], None] = lambda _: None,
+) -> tuple[Generation, ...]:
+    """Continue each prompt with both models. `tick` gets the share that is done and may raise to stop."""
+    results = []
+    for index, prompt in enumerate(prompts, start=1):
+        before, after = (continue_text(model, tokenizer, prompt) for model in (dense, pruned))
+        results.append(Generation(prompt=prompt, before=before, after=after))
+        tick(index / len(prompts))
+    return tuple(results)
+
+
+def prompts_from(windows: torch.Tensor, tokenizer: PreTrainedTokenizerBase, count: int = PROMPTS) -> tuple[str, ...]:
+    """Up to `count` prompts, each the start of a sentence, from `windows` `[n, seq]` spread over the text."""
+    count = min(count, windows.shape[0])
+    rows = [index * windows.shape[0] // count for index in range(count)]
+    openings = [_opening(tokenizer.decode(windows[row], skip_special_tokens=True)) for row in rows]
+    return tuple(opening for opening in openings if opening)
+
+
+def continue_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int = NEW_TOKENS
+) -> str:
+    """What `model` writes after `prompt`, greedily, until it ends the text or `new_tokens` are written.
+
+    A prompt that leaves too little room below the model's limit loses its beginning.
+    """
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
+    limit = decoding.max_positions(model)
+    if limit is not None:
+        new_tokens = min(new_tokens, limit // 2)
+        ids = ids[:, new_tokens - limit :]
+    written: list[int] = []
+    cache = None
+    while len(written) < new_tokens:
+        ids, cache = decoding.step(model, ids, cache)
+        if int(ids) in _end_tokens(model, tokenizer):
+            break
+        written.append(int(ids))
+    return str(tokenizer.decode(written, skip_special_tokens=True))
+
+
+def _opening(text: str) -> str:
+    """The first words of `text` after its first line or sentence end, since a window starts anywhere."""
+    half = text[: len(text) // 2]
+    ends = [half.find(mark) + len(mark) for mark in ("\n", ". ") if mark in half]
+    start = min(ends, default=0)
+    return " ".join(text[start:].split()[:PROMPT_WORDS])
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(named) if isinstance(named, list) else {named}
+    return {token for token in ends | {tokenizer.eos_token_id} if token is not None}

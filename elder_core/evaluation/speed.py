@@ -1,0 +1,144 @@
+"""How fast a model reads a prompt and decodes, and how fast it could be without the removed layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from elder_core.evaluation import decoding
+from elder_core.evaluation.layer_clock import LayerClock
+from elder_core.spec import Ideal
+from elder_core.surgery import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FEWEST_ROUNDS = 5
+MOST_ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one model, batch 1. Latencies are medians, in seconds; the rates follow from them."""
+
+    prefill_tokens_per_second: float
+    prefill_latency_seconds: float
+    decode_tokens_per_second: float
+    decode_latency_seconds: float
+
+
+@dataclass(frozen=True)
+class SpeedComparison:
+    before: Speed
+    after: Speed
+    ideal: Ideal
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`prompt` `[1, p]`, read at once, then `new_tokens` decoded one by one."""
+
+    prompt: torch.Tensor
+    new_tokens: int
+
+
+@dataclass
+class _Times:
+    """Seconds of every step of one contender, gathered over the rounds."""
+
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+
+    def add(self, steps: Sequence[float]) -> None:
+        self.prefill.append(steps[0])
+        self.decode.extend(steps[1:])
+
+    def speed(self, prompt_tokens: int) -> Speed:
+        prefill, decode = median(self.prefill), median(self.decode)
+        return Speed(prompt_tokens / prefill, prefill, 1 / decode, decode)
+
+
+def workload(model: PreTrainedModel, windows: torch.Tensor, *, new_tokens: int = 32) -> Workload:
+    """The start of the first of `windows` `[n, seq]`, short enough that the new tokens fit the model's limit too."""
+    limit = decoding.max_positions(model)
+    fitting = new_tokens if limit is None else max(1, min(new_tokens, limit // 4))
+    longest = windows.shape[1] if limit is None else min(windows.shape[1], limit - fitting)
+    return Workload(windows[:1, :longest].to(model.device, torch.long), fitting)
+
+
+def compare_speed(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    removed: Sequence[int],
+    work: Workload,
+    *,
+    budget_seconds: float = 20.0,
+    tick: Callable[[float], None] = lambda _: None,
+) -> SpeedComparison:
+    """Time both models on the same `work`, in turns, so that a slow moment of the machine meets both.
+
+    A round is one turn of each of three contenders: the dense model, the dense model with clocks around the
+    layers in `removed`, and the pruned model; their order rotates. One untimed round warms up; then as many rounds
+    follow as fit into `budget_seconds`, but from 5 to 60. On CUDA every step is synchronised.
+
+    The ideal comes from the clocked turns alone. With s the median over steps of (time within the removed layers /
+    time of the whole step), measured in the same step, it is dense / (dense − removed) = 1 / (1 − s). The clocks cost
+    some microseconds a layer; they count in the whole step but not in the layers, so the ideal is, if anything,
+    understated, by well under 1 % for layers of 0.3 ms or more. The dense model's own speed is taken without clocks.
+
+    `tick` gets the share that is done, after every turn, and may raise to stop.
+    """
+    clock = LayerClock([decoder_layers(dense)[index] for index in removed], dense.device)
+    before, after, shares = _Times(), _Times(), _Times()
+    turns: list[Callable[[], None]] = [
+        lambda: before.add(list(_step_seconds(dense, work))),
+        lambda: shares.add(_clocked_shares(dense, work, clock)),
+        lambda: after.add(list(_step_seconds(pruned, work))),
+    ]
+    rounds = _rounds(budget_seconds, _warm_up((dense, dense, pruned), work))
+    for index in range(rounds):
+        for offset in range(len(turns)):
+            turns[(index + offset) % len(turns)]()
+            tick((index * len(turns) + offset + 1) / (rounds * len(turns)))
+    ideal = Ideal(
+        prefill_speedup=1 / (1 - median(shares.prefill)),
+        decode_speedup=1 / (1 - median(shares.decode)),
+    )
+    prompt_tokens = work.prompt.shape[1]
+    return SpeedComparison(before.speed(prompt_tokens), after.speed(prompt_tokens), ideal)
+
+
+def _warm_up(models: Sequence[PreTrainedModel], work: Workload) -> float:
+    """Run one round that does not count; return its seconds."""
+    return sum(sum(_step_seconds(model, work)) for model in models)
+
+
+def _rounds(budget_seconds: float, round_seconds: float) -> int:
+    return max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(budget_seconds / round_seconds)))
+
+
+def _step_seconds(model: PreTrainedModel, work: Workload) -> Iterator[float]:
+    """Seconds of the prefill, then of each decoded token."""
+    ids, cache = work.prompt, None
+    for _ in range(1 + work.new_tokens):
+        started = _now(model.device)
+        ids, cache = decoding.step(model, ids, cache)
+        yield _now(model.device) - started
+
+
+def _clocked_shares(model: PreTrainedModel, work: Workload, clock: LayerClock) -> list[float]:
+    """The clocked layers' share of each step, prefill first."""
+    with clock.running():
+        return [clock.take_seconds() / whole for whole in _step_seconds(model, work)]
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has finished all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

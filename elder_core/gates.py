@@ -1,0 +1,80 @@
+"""Weights on decoder layers, and looks at what passes through them, by forward hooks.
+
+x is a layer's input and F(x) its output, residual included, both `[batch, seq, hidden]`. Hooks are gone when the
+context manager is left; the model's own parameters are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from elder_core.spec import Gate
+
+Look = Callable[[Tensor, Tensor], Tensor]
+"""From x and F(x) to what is to be remembered of them."""
+
+
+@contextmanager
+def gated(layers: Sequence[nn.Module] | nn.ModuleList, weights: Tensor, form: Gate, chosen: Iterable[int]) -> Iterator[None]:
+    """Let the layers `chosen` pass on their gated output instead of F(x).
+
+    `weights` `[layers]` is read at every forward pass and gradients reach it. `form` is x + g · (F(x) − x) or
+    g · F(x).
+    """
+
+    def gate(index: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, y: _gate(x, y, weights[index], form)
+
+    with _hooked(layers, {index: gate(index) for index in chosen}):
+        yield
+
+
+@contextmanager
+def observed(layers: Sequence[nn.Module] | nn.ModuleList, look: Look, chosen: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Remember `look(x, F(x))` of the layers `chosen`; the dictionary yielded holds that of the latest forward pass.
+
+    Entered before `gated` it sees F(x) as it is, without the gate.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def remember(index: int) -> Callable[[Tensor, Tensor], None]:
+        def hook(x: Tensor, y: Tensor) -> None:
+            seen[index] = look(x, y)
+
+        return hook
+
+    with _hooked(layers, {index: remember(index) for index in chosen}):
+        yield seen
+
+
+def _gate(x: Tensor, y: Tensor, weight: Tensor, form: Gate) -> Tensor:
+    weight = weight.to(y.dtype)
+    return weight * y if form is Gate.OUTPUT else x + weight * (y - x)
+
+
+@contextmanager
+def _hooked(
+    layers: Sequence[nn.Module] | nn.ModuleList, hooks: dict[int, Callable[[Tensor, Tensor], Tensor | None]]
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        for index, hook in hooks.items():
+            handle = layers[index].register_forward_hook(_adapted(hook), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _adapted(hook: Callable[[Tensor, Tensor], Tensor | None]) -> Callable[..., Any]:
+    """`hook` as torch calls it. Some architectures' layers return a tuple that begins with the hidden state."""
+
+    def forward_hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        x = args[0] if args else kwargs["hidden_states"]
+        if isinstance(output, tuple):
+            changed = hook(x, output[0])
+            return None if changed is None else (changed, *output[1:])
+        return hook(x, output)
+
+    return forward_hook

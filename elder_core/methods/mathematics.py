@@ -1,0 +1,78 @@
+"""What the methods compute: tensors in, tensors out, no model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from elder_core.spec import Norm
+
+SMALLEST = 1e-8  # keeps a division by the norm of an all-zero hidden state finite
+
+
+def soft_threshold(values: Tensor, amount: float) -> Tensor:
+    """Values moved towards 0 by `amount`, and 0 where they are nearer: the proximal operator of amount · ‖·‖₁."""
+    return values.sign() * (values.abs() - amount).clamp(min=0)
+
+
+def proximal_step(weights: Tensor, gradient: Tensor, *, learning_rate: float, penalty: float) -> Tensor:
+    """One step of proximal gradient descent on loss + penalty · Σ|g|, kept within [0, 1]. Weights `[layers]`."""
+    return soft_threshold(weights - learning_rate * gradient, learning_rate * penalty).clamp(0, 1)
+
+
+def next_token_cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of each next token. Logits `[batch, seq, vocabulary]`, ids `[batch, seq]`."""
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def kl_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean over tokens of KL(teacher ‖ model) in nats. Both `[batch, seq, vocabulary]`."""
+    log_p = functional.log_softmax(logits.flatten(0, 1).float(), dim=-1)
+    log_q = functional.log_softmax(teacher_logits.flatten(0, 1).float(), dim=-1)
+    return functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+
+
+def delta_norm(x: Tensor, y: Tensor, norm: Norm) -> Tensor:
+    """How far a layer is from the identity: the norm of Δ = y − x, a scalar. Both `[batch, seq, hidden]`."""
+    x, delta = x.float(), (y - x).float()
+    match norm:
+        case Norm.L1:
+            return delta.abs().mean()
+        case Norm.L2:
+            return delta.norm(dim=-1).mean()
+        case Norm.RELATIVE:
+            return (delta.square().sum(-1) / x.square().sum(-1).clamp(min=SMALLEST)).mean()
+
+
+def block_influence(x: Tensor, y: Tensor) -> Tensor:
+    """1 − mean over tokens of cos(x, y) (ShortGPT, arXiv 2403.03853, eq. 1). Both `[batch, seq, hidden]`."""
+    return 1 - functional.cosine_similarity(x.float(), y.float(), dim=-1).mean()
+
+
+def annealed_gate(update: int, updates: int, fraction: float) -> float:
+    """Weight of the chosen layers at `update` (from 0): falls evenly from 1 to 0 over the first `fraction` of updates.
+
+    It is exactly 0 from update ⌈fraction · updates⌉ − 1 on. A fraction of 0 leaves it at 1.
+    """
+    if fraction == 0:
+        return 1.0
+    return max(0.0, 1 - (update + 1) / max(1.0, fraction * updates))
+
+
+def learning_rate_at(update: int, updates: int, peak: float, *, warmup_fraction: float = 0.1) -> float:
+    """Even rise to `peak` over the first `warmup_fraction` of the updates, then an even fall that ends above 0."""
+    warmup = max(1, round(warmup_fraction * updates))
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    return peak * (updates - update) / (updates - warmup + 1)
+
+
+def ranking(weights: Tensor, path: Tensor) -> list[int]:
+    """Layers from the most to the least removable: by final weight `[layers]`, then by mean weight over `path`.
+
+    `path` is `[steps, layers]`. Several weights often end at exactly 0; the one that got there first, and so has the
+    smaller mean, was missed least.
+    """
+    means = path.mean(dim=0)
+    return sorted(range(len(weights)), key=lambda layer: (float(weights[layer]), float(means[layer]), layer))

@@ -1,0 +1,162 @@
+"""The weight files of a checkpoint folder, by name and header only. Imports no torch and no safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elder_core.errors import InvalidCheckpoint, PickledWeights, QuantizedCheckpoint
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = f"{SINGLE_FILE}.index.json"
+PICKLED_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+MAX_JSON_BYTES = 100_000_000  # the limit that safetensors sets for its header
+
+# safetensors' number types → torch's names; a checkpoint of any other is quantised
+FLOAT_TYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """What the headers of all weight files say. `dtype` is the one most of the bytes are in, in torch's words."""
+
+    tensors: frozenset[str]
+    dtype: str
+    total_bytes: int
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The JSON object in `path`.
+
+    Raises:
+        InvalidCheckpoint: it is missing, too large, not JSON or not an object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InvalidCheckpoint(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes; this is no {path.name}.")
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InvalidCheckpoint(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidCheckpoint(f"{path.name} is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise InvalidCheckpoint(f"{path.name} holds no JSON object.")
+    return found
+
+
+def refuse_pickled(names: list[str]) -> None:
+    """Raise for a list of file names in which no safetensors file is.
+
+    Raises:
+        PickledWeights: some of them are pickles.
+        InvalidCheckpoint: there are no weights at all.
+    """
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickled = sorted(name for name in names if Path(name).suffix in PICKLED_SUFFIXES)
+    if pickled:
+        raise PickledWeights(
+            f"The weights are only there in pickled form ({pickled[0]}), which can run code when it is loaded. "
+            "Give a checkpoint with safetensors files; transformers writes them with save_pretrained.",
+            loc=("model", "id"),
+        )
+    raise InvalidCheckpoint(f"There is no {SINGLE_FILE} and no {INDEX_FILE}.", loc=("model", "id"))
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that make up the checkpoint in `path`: those that its index names, or the single one.
+
+    Raises:
+        PickledWeights, InvalidCheckpoint: there are none, or the index names one that is missing or elsewhere.
+    """
+    refuse_pickled([entry.name for entry in path.iterdir()])
+    if (path / SINGLE_FILE).is_file():  # before the index, as transformers has it
+        return [path / SINGLE_FILE]
+    if not (path / INDEX_FILE).is_file():
+        raise InvalidCheckpoint(f"There is no {SINGLE_FILE} and no {INDEX_FILE}.", loc=("model", "id"))
+    return [_shard(path, name) for name in _indexed_names(path)]
+
+
+def checkpoint_bytes(path: Path) -> int:
+    """Size in bytes of the weight files of the checkpoint in `path`."""
+    return sum(file.stat().st_size for file in weight_files(path))
+
+
+def _indexed_names(path: Path) -> list[str]:
+    weight_map = read_json_object(path / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InvalidCheckpoint(f"{INDEX_FILE} has no weight_map.", loc=("model", "id"))
+    return sorted({str(name) for name in weight_map.values()})
+
+
+def _shard(path: Path, name: str) -> Path:
+    if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        raise InvalidCheckpoint(
+            f"{INDEX_FILE} names {name!r}, which is not the name of a safetensors file in the same folder.",
+            loc=("model", "id"),
+        )
+    if not (path / name).is_file():
+        raise InvalidCheckpoint(
+            f"{INDEX_FILE} names {name}, which is missing; copy the checkpoint again, whole.", loc=("model", "id")
+        )
+    return path / name
+
+
+def summarize(files: list[Path]) -> WeightSummary:
+    """Read the headers of `files`.
+
+    Raises:
+        InvalidCheckpoint: a file is cut short or is no safetensors file.
+        QuantizedCheckpoint: most of the bytes are in a type that is no ordinary float.
+    """
+    bytes_by_type: Counter[str] = Counter()
+    tensors: set[str] = set()
+    for file in files:
+        for name, (dtype, size) in read_header(file).items():
+            bytes_by_type[dtype] += size
+            tensors.add(name)
+    if not tensors:
+        raise InvalidCheckpoint(f"{files[0].name} holds no tensors.", loc=("model", "id"))
+    dominant = bytes_by_type.most_common(1)[0][0]
+    if dominant not in FLOAT_TYPES:
+        raise QuantizedCheckpoint(
+            f"The weights are stored as {dominant}: this checkpoint is quantised. Give the model that it was made "
+            "from, in float32, bfloat16 or float16, and quantise the pruned result.",
+            loc=("model", "id"),
+        )
+    return WeightSummary(frozenset(tensors), FLOAT_TYPES[dominant], sum(file.stat().st_size for file in files))
+
+
+def read_header(file: Path) -> dict[str, tuple[str, int]]:
+    """Tensor name → (number type in safetensors' words, bytes) of one safetensors file.
+
+    Raises:
+        InvalidCheckpoint: it is cut short or is no safetensors file.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_JSON_BYTES):
+            raise InvalidCheckpoint(f"{file.name} is cut short or is no safetensors file.", loc=("model", "id"))
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        found = {name: _tensor(entry) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidCheckpoint(f"The header of {file.name} is not valid: {error}.", loc=("model", "id")) from error
+    if sum(tensor_bytes for _, tensor_bytes in found.values()) != size - 8 - length:
+        raise InvalidCheckpoint(
+            f"{file.name} is cut short: its header tells of more, or other, tensors than it holds. Copy it again.",
+            loc=("model", "id"),
+        )
+    return found
+
+
+def _tensor(entry: dict[str, Any]) -> tuple[str, int]:
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    if not 0 <= begin <= end:
+        raise ValueError(f"data_offsets are {begin} and {end}")
+    return str(entry["dtype"]), end - begin

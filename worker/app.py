@@ -1,0 +1,104 @@
+"""The worker process: a Celery worker that listens for hints, and two timers that do not need any."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery import signals
+from sqlalchemy.exc import SQLAlchemyError
+
+from elder_core.errors import ElderError
+from elder_service.db.engine import make_engine, make_sessions
+from elder_service.db.schema import check_head
+from elder_service.queue import QUEUE, make_celery
+from elder_service.settings import Settings
+from elder_service.storage.local import LocalStorage
+from worker import tasks
+from worker.maintenance import Maintenance
+from worker.supervisor import Supervisor
+
+SWEEP_SECONDS = 600.0
+
+_log = logging.getLogger(__name__)
+
+
+def alive_file(settings: Settings) -> Path:
+    """Touched by a worker that is well; `elder-server health` looks at it."""
+    return settings.data_dir / f"worker-{socket.gethostname()}.alive"
+
+
+def run_worker(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT, then give the running job back and return.
+
+    Raises:
+        SchemaMismatch: the database is at another migration.
+    """
+    engine = make_engine(settings.effective_database_url)
+    check_head(engine)
+    sessions = make_sessions(engine)
+    storage = LocalStorage(settings.artifacts_dir)
+    celery = make_celery(settings)
+    supervisor = Supervisor(settings, sessions, storage)
+    maintenance = Maintenance(settings, sessions, storage, celery)
+    tasks.register(celery, supervisor)
+
+    stop = threading.Event()
+    timers = [
+        Repeat("claim", settings.claim_seconds, stop, supervisor.run_available),
+        Repeat("reconcile", settings.maintenance_seconds, stop, maintenance.reconcile),
+        Repeat("sweep", SWEEP_SECONDS, stop, maintenance.sweep),
+        Repeat("alive", settings.claim_seconds, stop, alive_file(settings).touch),
+    ]
+
+    def start(**_: Any) -> None:
+        _log.info("worker %s is ready", supervisor.owner)
+        for timer in timers:
+            timer.start()
+
+    def drain(**_: Any) -> None:
+        stop.set()
+        supervisor.drain()
+
+    signals.worker_ready.connect(start, weak=False)
+    signals.worker_shutting_down.connect(drain, weak=False)
+    try:
+        celery.worker_main(
+            [
+                "worker",
+                "--pool=threads",
+                "--concurrency=1",
+                f"--queues={QUEUE}",
+                "--without-gossip",
+                "--without-mingle",
+                "--without-heartbeat",
+                f"--loglevel={settings.log_level}",
+            ]
+        )
+    finally:
+        drain()
+        supervisor.wait_idle(settings.drain_seconds)
+        alive_file(settings).unlink(missing_ok=True)
+        engine.dispose()
+
+
+class Repeat(threading.Thread):
+    """Call `action` every `seconds`, first at once; a fault is logged and does not end it."""
+
+    def __init__(self, name: str, seconds: float, stop: threading.Event, action: Callable[[], object]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._seconds = seconds
+        self._stop_event = stop
+        self._action = action
+
+    def run(self) -> None:
+        while not self._stop_event.is_set():
+            try:
+                self._action()
+            except (SQLAlchemyError, ElderError, OSError):
+                _log.exception("timer %s", self.name)
+            self._stop_event.wait(self._seconds)

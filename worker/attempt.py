@@ -1,0 +1,201 @@
+"""One attempt of one job: watch its process, renew its lease, write down how it ended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from elder_core.spec import Progress, Stage
+from elder_service.db.engine import SessionFactory
+from elder_service.errors import InternalError, RuntimeExceeded
+from elder_service.jobs import attempts
+from elder_service.jobs.attempts import Claim, LeaseLost, Outcome
+from elder_service.settings import Settings
+from worker.child import Child, Failure, Stopped
+
+POLL_SECONDS = 0.1
+PROGRESS_SECONDS = 1.0
+EVENT_SECONDS = 2.0
+EVENT_SHARE = 1 / 200  # of the time so far: events get rarer, so that a long job's log stays readable
+RETRY_SECONDS = 0.5
+LEASE_MARGIN = 0.2  # share of the lease kept back: the process is gone before the lease is
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Timer:
+    """Due once every `seconds` of the monotonic clock, counted from its making."""
+
+    seconds: float
+    _last: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        if self.elapsed() < self.seconds:
+            return False
+        self._last = time.monotonic()
+        return True
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._last
+
+    def reset(self) -> None:
+        self._last = time.monotonic()
+
+
+class Attempt:
+    """Owns the claim until `run` returns or raises LeaseLost; either way the process is gone by then."""
+
+    def __init__(self, settings: Settings, sessions: SessionFactory, held: Claim, draining: threading.Event) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._held = held
+        self._draining = draining
+        self._started = time.monotonic()
+        self._lease = Timer(settings.lease_seconds * (1 - LEASE_MARGIN))
+        self._heartbeat = Timer(settings.heartbeat_seconds)
+        self._cancel_poll = Timer(settings.cancel_poll_seconds)
+        self._progress_write = Timer(PROGRESS_SECONDS)
+        self._event_write = Timer(EVENT_SECONDS)
+        self._latest: Progress | None = None
+        self._stage: Stage | None = None
+
+    def run(self, child: Child) -> bool:
+        """Watch `child` to its end. True if the job succeeded, its files being visible now.
+
+        Raises:
+            LeaseLost: another attempt, or nobody, holds the job.
+        """
+        try:
+            return self._watch(child)
+        finally:
+            child.kill()
+
+    def _watch(self, child: Child) -> bool:
+        while True:
+            try:
+                message = child.connection.recv() if child.connection.poll(POLL_SECONDS) else None
+            except EOFError:
+                return self._died(child)
+            if isinstance(message, Progress):
+                self._latest = message
+            elif message is not None:
+                return self._ended(message)
+            self._write_progress()
+            self._keep_lease()
+            if self._draining.is_set():
+                return self._drain(child)
+            if self._cancel_poll.due() and self._try(attempts.cancel_requested) is True:
+                return self._cancel(child)
+            if self._overdue():
+                return self._time_out(child)
+
+    def _write_progress(self) -> None:
+        """At once on a new stage, otherwise now and then; only the latest step matters."""
+        progress = self._latest
+        if progress is None:
+            return
+        new_stage = progress.stage != self._stage
+        if not (self._progress_write.due() or new_stage):
+            return
+        self._event_write.seconds = max(EVENT_SECONDS, (time.monotonic() - self._started) * EVENT_SHARE)
+        event = self._event_write.due()
+
+        def write(session: Session, held: Claim) -> bool:
+            attempts.record_progress(session, held, progress, event=event)
+            return True
+
+        if self._try(write):
+            self._latest, self._stage = None, progress.stage
+
+    def _keep_lease(self) -> None:
+        """Renew in time; stop before the lease ends if the database cannot be reached."""
+
+        def renew(session: Session, held: Claim) -> bool:
+            attempts.renew(session, held, self._settings.lease_seconds)
+            return True
+
+        if self._heartbeat.due() and self._try(renew):
+            self._lease.reset()
+        if self._lease.due():
+            raise LeaseLost
+
+    def _overdue(self) -> bool:
+        limit = self._held.max_runtime_seconds
+        return limit is not None and time.monotonic() - self._started > limit
+
+    # Endings -----------------------------------------------------------------------------------------------------
+
+    def _ended(self, message: Outcome | Failure | Stopped) -> bool:
+        if isinstance(message, Outcome):
+            outcome = message
+            self._finally(lambda session, held: attempts.succeed(session, held, outcome))
+            return True
+        if isinstance(message, Failure):
+            error = message.error
+            self._finally(lambda session, held: attempts.fail(session, held, error, self._retry_delay))
+            return False
+        if isinstance(message, Stopped):  # somebody else's SIGTERM: nobody here asked for it
+            lost = InternalError("The job's process was told to stop from outside.")
+            self._finally(lambda session, held: attempts.fail(session, held, lost, self._retry_delay))
+            return False
+        assert_never(message)
+
+    def _died(self, child: Child) -> bool:
+        error, details = child.death()
+        _log.error("%s attempt %d: %s", self._held.job_id, self._held.attempt, error.message)
+        self._finally(lambda session, held: attempts.fail(session, held, error, self._retry_delay, details))
+        return False
+
+    def _cancel(self, child: Child) -> bool:
+        child.stop(self._settings.cancel_grace_seconds)
+        self._finally(attempts.cancelled)
+        return False
+
+    def _drain(self, child: Child) -> bool:
+        child.stop(self._settings.cancel_grace_seconds)
+        self._finally(attempts.give_back)
+        return False
+
+    def _time_out(self, child: Child) -> bool:
+        child.stop(self._settings.cancel_grace_seconds)
+        error = RuntimeExceeded(
+            f"The attempt ran longer than max_runtime_seconds ({self._held.max_runtime_seconds}); "
+            "allow more time or a smaller budget."
+        )
+        self._finally(lambda session, held: attempts.fail(session, held, error, self._retry_delay))
+        return False
+
+    # Writing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _retry_delay(self) -> float:
+        return self._settings.retry_delay_seconds
+
+    def _try(self, write: Callable[[Session, Claim], bool]) -> bool | None:
+        """One transaction; None if the database did not take it, which the next round tries again."""
+        try:
+            with self._sessions.begin() as session:
+                return write(session, self._held)
+        except SQLAlchemyError as error:
+            _log.warning("%s attempt %d: database: %s", self._held.job_id, self._held.attempt, error)
+            return None
+
+    def _finally(self, write: Callable[[Session, Claim], None]) -> None:
+        """The last write: tried until the database takes it, or the lease is over."""
+
+        def written(session: Session, held: Claim) -> bool:
+            write(session, held)
+            return True
+
+        while not self._try(written):
+            self._keep_lease()
+            time.sleep(RETRY_SECONDS)
+        _log.info("%s attempt %d: ended", self._held.job_id, self._held.attempt)

@@ -1,0 +1,133 @@
+"""The job's process, seen from both sides. Imports no torch: the supervisor imports this module."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from elder_core.errors import ElderError
+from elder_core.inspection import Sources
+from elder_core.spec import JobSpec, Progress
+from elder_service.errors import RunnerDied
+from elder_service.jobs.attempts import Outcome
+from elder_service.processes import die_with_parent
+
+LOG_TAIL_LINES = 20
+_LOG_TAIL_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Everything the job's process needs; it has no settings and no database."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    sources: Sources
+    device: str
+    scratch: Path
+    artifacts_dir: Path
+
+    @property
+    def log_path(self) -> Path:
+        return self.scratch / "log.txt"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job's own error, as it crosses the pipe."""
+
+    error: ElderError
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run ended because it was asked to."""
+
+
+Message = Progress | Outcome | Failure | Stopped
+
+
+def make_context() -> ForkServerContext:
+    """A fork server with torch loaded, so that a job starts in a fraction of a second and CUDA is never forked."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "worker.runner"])
+    return context
+
+
+class Child:
+    """The process of one attempt, in a process group of its own."""
+
+    def __init__(self, context: ForkServerContext, assignment: Assignment) -> None:
+        assignment.scratch.mkdir(parents=True, exist_ok=True)
+        self._log_path = assignment.log_path
+        self.connection, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=child_main, args=(assignment, theirs), name=assignment.job_id)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, then after the grace SIGKILL, to the whole group; returns when the process is gone."""
+        self._signal(signal.SIGTERM)
+        self._process.join(grace_seconds)
+        self.kill()
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.join()
+        self.connection.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        for send in (os.killpg, os.kill):  # the group is not there in the first moments
+            with suppress(ProcessLookupError):
+                send(self._process.pid, number)
+                return
+
+    def death(self) -> tuple[RunnerDied, dict[str, object]]:
+        """Why the process ended without a word: the error and its details. Waits for it."""
+        self._process.join()
+        code = self._process.exitcode or 0
+        details: dict[str, object] = {"log_tail": log_tail(self._log_path)}
+        if code >= 0:
+            return RunnerDied(f"The job's process ended with exit code {code}."), {**details, "exit_code": code}
+        name = signal.Signals(-code).name
+        hint = " (often the kernel, for want of memory)" if -code == signal.SIGKILL else ""
+        return RunnerDied(f"The job's process was ended by {name}{hint}."), {**details, "signal": name}
+
+
+def log_tail(path: Path) -> list[str]:
+    """The last lines of a log file; none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+
+
+def child_main(assignment: Assignment, connection: Connection) -> None:
+    """First code in the job's process."""
+    os.setsid()
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log = os.open(assignment.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    print(f"{time.strftime('%FT%TZ', time.gmtime())} {assignment.job_id} attempt {assignment.attempt}", flush=True)
+
+    from worker.runner import run  # already loaded in the fork server
+
+    run(assignment, connection)

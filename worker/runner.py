@@ -1,0 +1,89 @@
+"""Inside the job's process: from an assignment to files in storage. The only part of the worker with torch."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+from elder_core import pipeline
+from elder_core.errors import Cancelled, ElderError
+from elder_core.spec import Report
+from elder_service.errors import InternalError
+from elder_service.jobs.attempts import Outcome
+from elder_service.storage.base import StoredFile, attempt_prefix
+from elder_service.storage.local import LocalStorage
+from worker.child import Assignment, Failure, Message, Stopped
+
+
+def run(assignment: Assignment, connection: Connection) -> None:
+    """Run the job, sending each step through the pipe and the ending last."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    connection.send(_ending(assignment, connection, stop))
+    connection.close()
+
+
+def _ending(assignment: Assignment, connection: Connection, stop: threading.Event) -> Message:
+    try:
+        report = pipeline.run(
+            assignment.spec,
+            model_dir=assignment.scratch / "model",
+            report_dir=assignment.scratch / "report",
+            sources=assignment.sources,
+            device=assignment.device,
+            progress=connection.send,
+            cancelled=stop.is_set,
+        )
+        return Outcome(result=summary(report), files=_publish(assignment))
+    except Cancelled:
+        return Stopped()
+    except ElderError as error:
+        traceback.print_exc()
+        return Failure(error)
+    except Exception as error:  # the process ends here: whatever it was becomes the job's error
+        traceback.print_exc()
+        return Failure(InternalError(f"{type(error).__name__}: {error}"))
+
+
+def summary(report: Report) -> dict[str, object]:
+    """The figures for the job's row."""
+    before, after = report.evaluation.before, report.evaluation.after
+    return {
+        "removed_layers": list(report.removed_layers),
+        "layers_before": before.layers,
+        "layers_after": after.layers,
+        "parameters_before": before.parameters,
+        "parameters_after": after.parameters,
+        "perplexity_before": before.perplexity,
+        "perplexity_after": after.perplexity,
+        "decode_speedup": report.evaluation.ratios.get("decode_tokens_per_second"),
+    }
+
+
+def _publish(assignment: Assignment) -> tuple[StoredFile, ...]:
+    """Move the files of this attempt into its own folder of the storage; they stay invisible until the last update."""
+    storage = LocalStorage(assignment.artifacts_dir)
+    prefix = attempt_prefix(assignment.job_id, assignment.attempt)
+    model, report = assignment.scratch / "model", assignment.scratch / "report"
+    return (
+        *(_store(storage, prefix, f"model/{path.relative_to(model)}", "model", path) for path in _files(model)),
+        *(_store(storage, prefix, f"{path.relative_to(report)}", "report", path) for path in _files(report)),
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _store(storage: LocalStorage, prefix: str, name: str, kind: Literal["model", "report"], path: Path) -> StoredFile:
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    key = f"{prefix}/{name}"
+    storage.put(key, path)
+    return StoredFile(name=name, kind=kind, key=key, size_bytes=size_bytes, sha256=digest)
