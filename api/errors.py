@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from api.schemas import Problem, ProblemItem
-from elder_core.errors import ElderError, InvalidInput, PathForbidden, UnknownMethod
+from elder_core.errors import ElderError, InvalidInput, UnknownMethod
 from elder_core.registry import find_method
 from elder_service import errors as service
 
@@ -131,4 +131,4 @@ def install(app: FastAPI) -> None:
         Exception: _unexpected,
     }
     for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
+        app.add_exception_handler(kind, handler)

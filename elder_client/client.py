@@ -181,6 +181,7 @@ class ElderClient(_Operations):
         run = Run(flow)
         with SyncRunner(self._http) as runner:
             while run.effect is not None:
+                assert not isinstance(run.effect, Emit)  # such flows go through _iterate
                 runner.step(run, run.effect)
         return run.result
 
@@ -266,6 +267,7 @@ class AsyncElderClient(_Operations):
         run = Run(flow)
         async with AsyncRunner(self._http) as runner:
             while run.effect is not None:
+                assert not isinstance(run.effect, Emit)  # such flows go through _iterate
                 await runner.step(run, run.effect)
         return run.result
 

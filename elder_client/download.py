@@ -121,7 +121,7 @@ class _Fetch:
         answer: httpx2.Response | None = None
         reason = "the connection closed early"
         try:
-            answer = cast(httpx2.Response, (yield Open(protocol.download(self.artifact.download_url, offset=offset))))
+            answer = cast("httpx2.Response", (yield Open(protocol.download(self.artifact.download_url, offset=offset))))
             if not answer.is_success:
                 return (yield from self._refused(answer)), answer
             yield from self._receive(answer, offset)

@@ -70,14 +70,14 @@ class Emit:
     value: Any
 
 
-Effect = Send | Open | ReadAll | ReadChunk | ReadEvent | Sleep | Emit
-Flow = Generator[Effect, Any, T]
+Effect = Send | Open | ReadAll | ReadChunk | ReadEvent | Sleep
+Flow = Generator[Effect | Emit, Any, T]
 
 
 class Run(Generic[T]):
     """Steps a flow: `effect` is what it waits for, or None once it has returned `result`."""
 
-    effect: Effect | None
+    effect: Effect | Emit | None
     result: T
 
     def __init__(self, flow: Flow[T]) -> None:
@@ -90,7 +90,7 @@ class Run(Generic[T]):
     def fail(self, error: httpx2.RequestError) -> None:
         self._step(lambda: self._flow.throw(error))
 
-    def _step(self, advance: Callable[[], Effect]) -> None:
+    def _step(self, advance: Callable[[], Effect | Emit]) -> None:
         try:
             self.effect = advance()
         except StopIteration as stop:
@@ -109,7 +109,7 @@ def call(call: Call[T], policy: RetryPolicy) -> Flow[T]:
     while True:
         answer: httpx2.Response | None = None
         try:
-            answer = cast(httpx2.Response, (yield Send(call.request)))
+            answer = cast("httpx2.Response", (yield Send(call.request)))
         except httpx2.RequestError as error:
             problem: Exception = unreachable(error)
         else:
@@ -178,7 +178,7 @@ def check_succeeded(job: Job) -> Job:
     errors = {Status.FAILED: JobFailed, Status.CANCELLED: JobCancelled, Status.EXPIRED: JobExpired}
     if job.status == Status.SUCCEEDED:
         return job
-    raise errors.get(cast(Status, job.status), JobUnsuccessful)(job)
+    raise errors.get(cast("Status", job.status), JobUnsuccessful)(job)
 
 
 @dataclass
@@ -226,7 +226,7 @@ def follow_events(job_id: str, policy: RetryPolicy, *, after: int, poll_seconds:
 def _stream(job_id: str, cursor: _Cursor, policy: RetryPolicy) -> Flow[bool]:
     """Emit events from one stream until it ends or breaks; False where the server offers none."""
     try:
-        answer = cast(httpx2.Response, (yield Open(protocol.stream_events(job_id, after=cursor.seq))))
+        answer = cast("httpx2.Response", (yield Open(protocol.stream_events(job_id, after=cursor.seq))))
         if answer.status_code in protocol.RETRY_STATUSES:
             return True
         if answer.status_code in {405, 406} or (answer.is_success and not _is_event_stream(answer)):

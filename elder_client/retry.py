@@ -26,7 +26,7 @@ class RetryPolicy:
         if failures >= self.attempts:
             return None
         delay: float = min(self.max_delay, self.first_delay * 2 ** (failures - 1))
-        jittered = delay * random.uniform(0.75, 1)  # noqa: S311
+        jittered = delay * random.uniform(0.75, 1)
         return max(jittered, self._asked_for(answer))
 
     def _asked_for(self, answer: httpx2.Response | None) -> float:

@@ -49,13 +49,14 @@ class SyncRunner:
             case Open(request):
                 return self._open(request)
             case ReadAll():
-                return self._response and self._response.read()
+                return self._response.read() if self._response else b""
             case ReadChunk():
                 return next(self._chunks, None)
             case ReadEvent():
                 return next(self._events, None)
             case Sleep(seconds):
-                return time.sleep(seconds)
+                time.sleep(seconds)
+                return None
 
     def _send(self, request: Request) -> httpx2.Response:
         built = self._http.build_request(**_build_options(request))
@@ -108,13 +109,14 @@ class AsyncRunner:
             case Open(request):
                 return await self._open(request)
             case ReadAll():
-                return self._response and await self._response.aread()
+                return await self._response.aread() if self._response else b""
             case ReadChunk():
                 return await anext(self._chunks, None)
             case ReadEvent():
                 return await anext(self._events, None)
             case Sleep(seconds):
-                return await asyncio.sleep(seconds)
+                await asyncio.sleep(seconds)
+                return None
 
     async def _send(self, request: Request) -> httpx2.Response:
         built = self._http.build_request(**_build_options(request))

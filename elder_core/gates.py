@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from elder_core.spec import Gate
 
+Layers = Sequence[nn.Module] | nn.ModuleList
 Look = Callable[[Tensor, Tensor], Tensor]
 """From x and F(x) to what is to be remembered of them."""
 
 
 @contextmanager
-def gated(layers: Sequence[nn.Module] | nn.ModuleList, weights: Tensor, form: Gate, chosen: Iterable[int]) -> Iterator[None]:
+def gated(layers: Layers, weights: Tensor, form: Gate, chosen: Iterable[int]) -> Iterator[None]:
     """Let the layers `chosen` pass on their gated output instead of F(x).
 
     `weights` `[layers]` is read at every forward pass and gradients reach it. `form` is x + g · (F(x) − x) or
@@ -34,7 +35,7 @@ def gated(layers: Sequence[nn.Module] | nn.ModuleList, weights: Tensor, form: Ga
 
 
 @contextmanager
-def observed(layers: Sequence[nn.Module] | nn.ModuleList, look: Look, chosen: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+def observed(layers: Layers, look: Look, chosen: Iterable[int]) -> Iterator[dict[int, Tensor]]:
     """Remember `look(x, F(x))` of the layers `chosen`; the dictionary yielded holds that of the latest forward pass.
 
     Entered before `gated` it sees F(x) as it is, without the gate.
@@ -57,9 +58,7 @@ def _gate(x: Tensor, y: Tensor, weight: Tensor, form: Gate) -> Tensor:
 
 
 @contextmanager
-def _hooked(
-    layers: Sequence[nn.Module] | nn.ModuleList, hooks: dict[int, Callable[[Tensor, Tensor], Tensor | None]]
-) -> Iterator[None]:
+def _hooked(layers: Layers, hooks: dict[int, Callable[[Tensor, Tensor], Tensor | None]]) -> Iterator[None]:
     with ExitStack() as stack:
         for index, hook in hooks.items():
             handle = layers[index].register_forward_hook(_adapted(hook), with_kwargs=True)

@@ -24,7 +24,7 @@ def licence_lines(source: Path) -> list[str]:
 
 
 def model_card(provenance: Provenance, source: Path) -> str:
-    """Markdown with front matter: what the checkpoint was made from, and how. `source` is the folder it was made from."""
+    """Markdown with front matter: what the checkpoint was made from (the folder `source`), and how."""
     licence = licence_lines(source)
     return "\n".join(
         [
@@ -42,7 +42,15 @@ def model_card(provenance: Provenance, source: Path) -> str:
 
 def _front_matter(provenance: Provenance, licence: list[str]) -> list[str]:
     base = [f"base_model: {provenance.source.id}"] if is_hub_id(provenance.source.id) else []
-    return ["---", *licence, *base, "library_name: transformers", "pipeline_tag: text-generation", "tags: [pruned]", "---"]
+    return [
+        "---",
+        *licence,
+        *base,
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [pruned]",
+        "---",
+    ]
 
 
 def _origin(provenance: Provenance) -> list[str]:

@@ -51,7 +51,7 @@ def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int,
         LayersOutOfRange, DuplicateLayers, NoLayerLeft: `removed` does not fit the model.
     """
     row = table.find(model.config.model_type)
-    table.check_settings(row, {refusal.field: getattr(model.config, refusal.field, None) for refusal in row.refusals})
+    table.check_settings(row, model.config.to_dict())
     stack = decoder_layers(model)
     mapping = layer_map(len(stack), removed)
     for layer in sorted(removed, reverse=True):

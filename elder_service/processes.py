@@ -10,7 +10,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, however it dies. Linux only; elsewhere nothing happens."""
+    """Have the kernel kill this process when its parent dies, however it dies; does nothing but on Linux."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "prctl"):

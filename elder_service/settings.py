@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from elder_core.inspection import Sources
 from elder_service.errors import InvalidSettings
 
-DEVELOPMENT_SECRET = "only-for-the-embedded-mode"  # noqa: S105
+DEVELOPMENT_SECRET = "only-for-the-embedded-mode"
 SECRET_MIN_LENGTH = 32
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -60,6 +61,7 @@ def make_context() -> ForkServerContext:
     """A fork server with torch loaded, so that a job starts in a fraction of a second and CUDA is never forked."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "worker.runner"])
+    forkserver.ensure_running()  # it loads in the background, before the first job
     return context
 
 

@@ -9,6 +9,7 @@ from worker.supervisor import Supervisor
 
 
 def register(app: Celery, supervisor: Supervisor) -> None:
-    @app.task(name=HINT_TASK, ignore_result=True)
     def run_next_job() -> None:
         supervisor.run_available()
+
+    app.task(run_next_job, name=HINT_TASK, ignore_result=True)

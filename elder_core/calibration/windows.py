@@ -66,12 +66,12 @@ def token_stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *
 
 
 def calibration_windows(stream: Tensor, length: int, *, samples: int | None = None, seed: int = 0) -> Tensor:
-    """Windows `[samples, length]` of `stream` in an order drawn from `seed`; all of them where `samples` is None.
+    """At most `samples` windows `[windows, length]` of `stream`, in an order drawn from `seed`; None means all.
 
     Raises:
-        TextTooShort: the stream is shorter than the windows asked for.
+        TextTooShort: the stream is shorter than one window.
     """
-    windows = _cut(stream, length, samples, field="calibration")
+    windows = _cut(stream, length, field="calibration")
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     return windows[order[:samples]]
 
@@ -79,13 +79,13 @@ def calibration_windows(stream: Tensor, length: int, *, samples: int | None = No
 def evaluation_text(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, *, samples: int | None = None
 ) -> EvaluationText:
-    """The first `samples` windows of `documents`, in order; all of them where `samples` is None.
+    """The first windows of `documents`, at most `samples`, in order; None means all.
 
     Raises:
-        TextEmpty, TextTooShort: there is no text, or too little for the windows asked for.
+        TextEmpty, TextTooShort: there is no text, or less than one window of it.
     """
     stream = token_stream(documents, tokenizer, field="evaluation")
-    windows = _cut(stream, length, samples, field="evaluation")
+    windows = _cut(stream, length, field="evaluation")
     text_bytes = sum(len(document.encode()) for document in documents)
     return EvaluationText(windows[:samples], text_bytes / len(stream))
 
@@ -102,14 +102,13 @@ def _separators(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int
     return ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]), []
 
 
-def _cut(stream: Tensor, length: int, samples: int | None, *, field: str) -> Tensor:
+def _cut(stream: Tensor, length: int, *, field: str) -> Tensor:
     """All whole windows `[windows, length]` of `stream` `[tokens]`."""
-    needed = length * (samples or 1)
-    if len(stream) < needed:
+    count = len(stream) // length
+    if count == 0:
         raise TextTooShort(
-            f"The {field} text has {len(stream):,} tokens, but {samples or 1:,} × {length:,} = {needed:,} are needed; "
-            "give more text, fewer samples or a shorter sequence length.",
+            f"The {field} text has {len(stream):,} tokens, but one sequence needs {length:,}; "
+            "give more text or a shorter sequence length.",
             loc=(field, "source"),
         )
-    count = len(stream) // length
     return stream[: count * length].view(count, length)

@@ -40,9 +40,10 @@ def delta_norm(x: Tensor, y: Tensor, norm: Norm) -> Tensor:
         case Norm.L1:
             return delta.abs().mean()
         case Norm.L2:
-            return delta.norm(dim=-1).mean()
+            return torch.linalg.vector_norm(delta, dim=-1).mean()
         case Norm.RELATIVE:
-            return (delta.square().sum(-1) / x.square().sum(-1).clamp(min=SMALLEST)).mean()
+            squares = delta.square().sum(-1) / x.square().sum(-1).clamp(min=SMALLEST)
+            return torch.mean(squares)
 
 
 def block_influence(x: Tensor, y: Tensor) -> Tensor:

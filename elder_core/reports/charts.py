@@ -101,7 +101,8 @@ def comparison(evaluation: Evaluation) -> Chart:
 def layer_weights(layers: Sequence[LayerReport], label: str) -> Chart:
     """One bar a layer; the removed ones are hatched and marked in their name."""
     known = [layer for layer in layers if layer.weight is not None]
-    names = [f"{layer.index} ✕" if layer.removed else str(layer.index) for layer in known]
+    names = [[str(layer.index), "✕" if layer.removed else ""] for layer in known]
+    x_axis = _axis("Layer", grid=False) | {"ticks": {"maxRotation": 0, "autoSkip": len(known) > MOST_ROWS}}
     datasets = [
         _layer_bars("Kept", "--chart-1", [None if layer.removed else layer.weight for layer in known]),
         _layer_bars("Removed ✕", "hatch:--chart-removed", [layer.weight if layer.removed else None for layer in known]),
@@ -119,7 +120,7 @@ def layer_weights(layers: Sequence[LayerReport], label: str) -> Chart:
         "layer-weights",
         "How much each layer matters",
         f"{label[:1].upper()}{label[1:]}, by layer. Removed: {formatting.listing(removed)}.",
-        _config("bar", names, datasets, x=_axis("Layer", grid=False), y=_axis(label) | {"beginAtZero": True}),
+        _config("bar", names, datasets, x=x_axis, y=_axis(label) | {"beginAtZero": True}),
         Table(("Layer", label[:1].upper() + label[1:], "Outcome"), rows),
     )
 

@@ -20,11 +20,11 @@ from elder_service.errors import WorkerLost
 from elder_service.ids import new_id
 from elder_service.jobs import events, repository
 from elder_service.jobs.progress import fraction_done
-from elder_service.jobs.states import Status
+from elder_service.jobs.states import ACTIVE, Status
 from elder_service.storage.base import StoredFile
 
 
-class LeaseLost(Exception):  # noqa: N818  # an ending, not an error
+class LeaseLost(Exception):  # an ending, not an error
     """The attempt no longer holds its job."""
 
 
@@ -70,7 +70,7 @@ def renew(session: Session, held: Claim, lease_seconds: float) -> None:
 
 def cancel_requested(session: Session, held: Claim) -> bool:
     row = repository.get(session, held.job_id)
-    if row.attempt != held.attempt or row.status not in repository.ACTIVE:
+    if row.attempt != held.attempt or row.status not in ACTIVE:
         raise LeaseLost
     return row.status == Status.CANCELLING
 

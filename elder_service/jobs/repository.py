@@ -101,7 +101,8 @@ def queue_positions(session: Session, rows: Sequence[JobRow]) -> dict[str, int]:
         return {}
     place = func.row_number().over(order_by=(JobRow.priority.desc(), JobRow.created_at, JobRow.id)).label("place")
     queue = select(JobRow.id, place).where(JobRow.status == Status.QUEUED).subquery()
-    return {job_id: position for job_id, position in session.execute(select(queue).where(queue.c.id.in_(wanted)))}
+    places = session.execute(select(queue).where(queue.c.id.in_(wanted)))
+    return {place.id: place.place for place in places}
 
 
 def move(row: JobRow, to: Status) -> None:

@@ -97,7 +97,8 @@ def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
 def _replay(session: Session, known: IdempotencyRow, submission: Submission) -> JobRow:
     if known.body_hash != submission.body_hash():
         raise IdempotencyMismatch(
-            f"Idempotency-Key {known.key!r} was used with another body, for {known.job_id}; use a new key for a new job."
+            f"Idempotency-Key {known.key!r} was used with another body, for {known.job_id}; "
+            "use a new key for a new job."
         )
     return repository.get(session, known.job_id)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from elder_service.errors import StorageFailed
@@ -24,7 +25,8 @@ class LocalStorage:
             partial.replace(target)
             _flush(target.parent)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # whatever is left of it is swept with the attempt
+                partial.unlink()
             raise StorageFailed(f"Could not store {key}: {error.strerror or error}.") from error
 
     def path(self, key: str) -> Path:

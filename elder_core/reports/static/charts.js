@@ -55,8 +55,9 @@
       chart.data.datasets.forEach((dataset, index) => {
         if (!dataset.written || !chart.isDatasetVisible(index)) return;
         chart.getDatasetMeta(index).data.forEach((bar, place) => {
-          const text = dataset.texts[place];
+          let text = dataset.texts[place];
           if (!text || dataset.data[place] === null) return;
+          if (pen.measureText(text).width + 12 > bar.x - bar.base) text = text.split(" (")[0];
           const width = pen.measureText(text).width;
           pen.fillStyle = property("--chart-plate");
           pen.fillRect(bar.base + 4, bar.y - 7, width + 6, 14);

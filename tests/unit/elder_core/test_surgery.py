@@ -1,13 +1,191 @@
+"""Layers removed or bypassed in memory, for every supported family."""
+
+from __future__ import annotations
+
 import pytest
-def test_x(tiny_llama, tiny_checkpoint, make_tiny):
-    import torch, os
-    print(os.listdir(tiny_checkpoint), (tiny_checkpoint/"config.json").read_text())
-    with torch.no_grad():
-      for m in ["llama","mistral","qwen2","qwen3","gpt2","gpt_neox","opt"]:
-        mod = make_tiny(m)
-        x = torch.arange(20)[None]+5
-        out = mod(x, output_hidden_states=True)
-        print(m, type(out.past_key_values), [round(float((b-a).norm()/a.norm()),2) for a,b in zip(out.hidden_states,out.hidden_states[1:])], out.logits.std())
-    from transformers import AutoTokenizer
-    t=AutoTokenizer.from_pretrained(tiny_checkpoint)
-    print(t("abc é")["input_ids"], t.decode(t("abc é")["input_ids"]), t.chat_template)
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from elder_core.architectures import table
+from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft, UnsupportedArchitecture
+from elder_core.surgery import bypassed, decoder_layers, layer_map, remove_layers
+
+FAMILIES = sorted(table.ARCHITECTURES)
+REMOVALS = [(0, 2, 4), (1, 3, 5), (0, 5), (1, 2, 4)]
+PROMPT = torch.arange(24)[None] * 7 % 257  # three times the sliding windows of the tiny models
+NEW_TOKENS = 12
+
+
+@torch.no_grad()
+def logits(model):
+    """`[batch, seq, vocabulary]` of the prompt."""
+    return model(PROMPT).logits
+
+
+@torch.no_grad()
+def generated(model, **settings):
+    """Logits of each new token `[step, vocabulary]`, decoding greedily."""
+    found = model.generate(
+        PROMPT,
+        attention_mask=torch.ones_like(PROMPT),
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        **settings,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.cat(found.logits)
+
+
+@pytest.mark.parametrize("removed", REMOVALS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_removing_equals_bypassing(family, removed, make_tiny):
+    model = make_tiny(family)
+    whole = logits(model)
+    with bypassed(model, removed):
+        expected = logits(model)
+    remove_layers(model, removed)
+    assert (expected - whole).abs().max() > 0.1, "the layers must matter for this to be a test"
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+    assert len(decoder_layers(model)) == 6 - len(removed)
+
+
+@pytest.mark.parametrize("removed", REMOVALS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_with_the_cache_works_at_once(family, removed, make_tiny):
+    model = make_tiny(family)
+    remove_layers(model, removed)
+    torch.testing.assert_close(generated(model, use_cache=True), generated(model, use_cache=False), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_config_and_indices_are_right_in_memory(family, make_tiny):
+    model = make_tiny(family)
+    assert remove_layers(model, (0, 2)) == {1: 0, 3: 1, 4: 2, 5: 3}
+    assert model.config.num_hidden_layers == 4
+    model.config.validate()
+    for index, layer in enumerate(decoder_layers(model)):
+        assert {module.layer_idx for module in layer.modules() if hasattr(module, "layer_idx")} == {index}
+    assert len(DynamicCache(config=model.config).layers) in (0, 4)
+
+
+def test_layer_types_follow_their_layers(make_tiny):
+    model = make_tiny("qwen2")
+    remove_layers(model, (0, 1, 2))
+    assert model.config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
+
+
+def test_threshold_counts_the_layers_kept_below_it(make_tiny):
+    model = make_tiny("qwen3")
+    assert model.config.max_window_layers == 3
+    remove_layers(model, (0, 4))
+    assert model.config.max_window_layers == 2
+    assert model.config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
+
+
+def test_all_sliding_layers_may_go(make_tiny):
+    model = make_tiny("qwen2")
+    remove_layers(model, (0, 2, 4))
+    assert set(model.config.layer_types) == {"full_attention"}
+    torch.testing.assert_close(generated(model, use_cache=True), generated(model, use_cache=False), rtol=0, atol=1e-4)
+
+
+def test_untied_norms_after_layers_are_supported(make_tiny):
+    model = make_tiny("opt", do_layer_norm_before=False, word_embed_proj_dim=16)  # the shape of opt-350m
+    with bypassed(model, (1, 4)):
+        expected = logits(model)
+    remove_layers(model, (4, 1))
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+
+
+def test_tied_embeddings_stay_tied(tiny_llama):
+    remove_layers(tiny_llama, (3,))
+    assert tiny_llama.lm_head.weight is tiny_llama.model.embed_tokens.weight
+
+
+def test_bypassing_leaves_the_model_as_it_was(tiny_llama):
+    before = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
+    expected = logits(tiny_llama)
+    with bypassed(tiny_llama, (1, 2)), bypassed(tiny_llama, (2, 3)):
+        inside = logits(tiny_llama)
+    with bypassed(tiny_llama, (1, 2, 3)):
+        assert torch.equal(logits(tiny_llama), inside)
+    assert torch.equal(logits(tiny_llama), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_llama.state_dict().items())
+    assert tiny_llama.config.use_cache
+    assert all("forward" not in layer.__dict__ for layer in decoder_layers(tiny_llama))
+
+
+def test_bypassing_ends_on_an_error(tiny_llama):
+    expected = logits(tiny_llama)
+    with pytest.raises(KeyboardInterrupt), bypassed(tiny_llama, (0,)):
+        raise KeyboardInterrupt
+    assert torch.equal(logits(tiny_llama), expected)
+
+
+def test_a_nested_bypass_of_the_same_layer_ends_with_the_outer_one(tiny_llama):
+    with bypassed(tiny_llama, (2,)):
+        expected = logits(tiny_llama)
+        with bypassed(tiny_llama, (2,)):
+            pass
+        assert torch.equal(logits(tiny_llama), expected)
+
+
+def test_bypassed_layers_are_not_computed(tiny_llama):
+    def fail(*_):
+        raise AssertionError("the layer's attention was computed")
+
+    decoder_layers(tiny_llama)[2].self_attn.register_forward_hook(fail)
+    with bypassed(tiny_llama, (2,)):
+        logits(tiny_llama)
+
+
+def test_generation_while_bypassed_needs_no_cache(make_tiny):
+    model = make_tiny("llama")
+    with bypassed(model, (0, 3)):
+        without = generated(model)
+        with pytest.raises(AssertionError, match="no key-value cache"):
+            generated(model, use_cache=True)
+    remove_layers(model, (0, 3))
+    torch.testing.assert_close(without, generated(model, use_cache=True), rtol=0, atol=1e-4)
+
+
+def test_gradients_pass_through_bypassed_layers(tiny_llama):
+    with bypassed(tiny_llama, (1,)):
+        tiny_llama(PROMPT, labels=PROMPT).loss.backward()
+    first, skipped = decoder_layers(tiny_llama)[0], decoder_layers(tiny_llama)[1]
+    assert first.mlp.up_proj.weight.grad is not None
+    assert skipped.mlp.up_proj.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("removed", "error"),
+    [((6,), LayersOutOfRange), ((-1,), LayersOutOfRange), ((1, 1), DuplicateLayers), (range(6), NoLayerLeft)],
+)
+def test_a_refused_removal_changes_nothing(removed, error, tiny_llama):
+    expected = logits(tiny_llama)
+    with pytest.raises(error):
+        remove_layers(tiny_llama, removed)
+    assert torch.equal(logits(tiny_llama), expected)
+
+
+def test_bypassing_a_layer_that_is_not_there_is_refused(tiny_llama):
+    with pytest.raises(LayersOutOfRange, match="0 to 5"), bypassed(tiny_llama, (6,)):
+        pass
+
+
+def test_attention_scaled_by_layer_index_is_refused(make_tiny):
+    model = make_tiny("gpt2", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(UnsupportedArchitecture, match="scale_attn_by_inverse_layer_idx"):
+        remove_layers(model, (1,))
+
+
+@given(st.integers(1, 40), st.data())
+def test_layer_map_numbers_the_rest_in_order(count, data):
+    removed = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
+    mapping = layer_map(count, removed)
+    assert list(mapping.values()) == list(range(count - len(removed)))
+    assert sorted(mapping) == list(mapping) == sorted(set(range(count)) - removed)

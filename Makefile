@@ -1,0 +1,45 @@
+# Every target sets up what it needs; a second run sets nothing up again.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-images check format clean packages
+
+BIN := .venv/bin
+# More arguments for the program behind a target: make test ARGS="-k surgery"
+ARGS ?=
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: packages ## Prepare everything: .venv, and PostgreSQL, Redis and Chromium for the tests
+	@scripts/test-servers
+
+packages:
+	@scripts/setup
+
+demo: packages ## Prune the bundled model through the real service, and show what came out
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+serve: packages ## Run API, dashboard and one worker on http://127.0.0.1:8321, with data in ./data
+	@$(BIN)/elder-server serve $(ARGS)
+
+# Two processes, each with one thread for torch: more would only wait for each other on two cores.
+test: setup ## Run every test: unit, integration on PostgreSQL and Redis, browser
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+test-images: packages ## Install the worker image's packages as its Dockerfile does (long; needs disk for torch)
+	@$(BIN)/python -m pytest -m images $(ARGS)
+
+check: packages ## Check format, lint, types, import rules, templates, Dockerfile and compose file
+	@echo format; $(BIN)/ruff format --check --quiet --diff .
+	@echo lint; $(BIN)/ruff check --quiet .
+	@echo types; $(BIN)/mypy --no-error-summary
+	@echo import rules; $(BIN)/lint-imports --no-logo >.import-linter.log 2>&1 || { cat .import-linter.log; exit 1; }
+	@echo templates; $(BIN)/djlint --lint --quiet api elder_core
+	@echo Dockerfile; $(BIN)/hadolint Dockerfile
+	@echo compose file; $(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec docker-compose.yml
+
+format: packages ## Format the code and mend what the linter can mend
+	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
+
+clean: ## Remove what was built, downloaded or written here, the .venv too; data/ and demo-output/ stay
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist test-output
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

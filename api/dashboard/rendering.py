@@ -1,0 +1,34 @@
+"""The templates of the pages."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from starlette.responses import HTMLResponse
+
+from api.dashboard.assets import asset_url
+from elder_core.reports.assets import templates_dir
+from elder_core.reports.html import embedded_json
+
+_HERE = Path(__file__).resolve().parent / "templates"
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Ours first, then those of report.html, for the macro that draws a chart."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([_HERE, templates_dir()]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals["asset"] = asset_url
+    made.filters["embedded_json"] = embedded_json
+    return made
+
+
+def render(template: str, *, status_code: int = 200, **context: object) -> HTMLResponse:
+    return HTMLResponse(environment().get_template(template).render(context), status_code=status_code)

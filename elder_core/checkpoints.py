@@ -1,0 +1,255 @@
+"""All disk access for checkpoints: find, load, save."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from elder_core.errors import InvalidCheckpoint, ModelNotFound, OutputExists
+from elder_core.hub import TOKENIZER_PATTERNS, fetch
+from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
+from elder_core.manifest import Provenance, file_sha256, verify, write_manifest
+from elder_core.model_card import CARD_FILE, model_card
+from elder_core.spec import ModelRef, Precision
+from elder_core.weight_files import INDEX_FILE, checkpoint_bytes, weight_files
+
+__all__ = [
+    "LoadedModel",
+    "Provenance",
+    "Resolved",
+    "check_output",
+    "checkpoint_bytes",
+    "load",
+    "resolve",
+    "save",
+    "verify",
+]
+
+GENERATION_FILE = "generation_config.json"
+LICENCE_PATTERNS = ("LICENSE*", "NOTICE*")
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checkpoint folder. `revision` is a commit for hub models, a hash of the contents for folders."""
+
+    path: Path
+    revision: str
+    info: CheckpointInfo
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to compute, in eval mode, with its tokenizer. `source.info.dtype` is what it is stored in."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: Resolved
+
+
+def resolve(model: ModelRef, sources: Sources) -> Resolved:
+    """Find a model, download it if it is on the hub, and check it without loading it.
+
+    Raises:
+        ModelError: it cannot be used; the subclass and message say why.
+        HubUnreachable: it is on the hub, which does not answer.
+    """
+    is_path = sources.allow_paths and Path(model.id).is_dir()  # before the hub, as transformers has it
+    if is_hub_id(model.id) and not is_path:
+        download = fetch(model.id, model.revision, sources.hub_cache)
+        return Resolved(download.path, download.commit, inspect_checkpoint(download.path))
+    if model.revision is not None:
+        raise ModelNotFound(
+            f"{model.id} is a local model, which has no revisions; leave revision out.", loc=("model", "revision")
+        )
+    path = local_model(model.id, sources)
+    info = inspect_checkpoint(path)
+    return Resolved(path, content_hash(path), info)
+
+
+def content_hash(path: Path) -> str:
+    """`sha256:…` over config, weights and tokenizer of a checkpoint folder; other files do not count."""
+    matched = [file for file in path.iterdir() if file.is_file() and _matches(file.name, TOKENIZER_PATTERNS)]
+    files = {*matched, *weight_files(path), path / CONFIG_FILE, path / INDEX_FILE, path / GENERATION_FILE}
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file()):
+        digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def load(resolved: Resolved, device: torch.device) -> LoadedModel:
+    """Load model and tokenizer: float32 on CPU (where bfloat16 is slow), bfloat16 elsewhere.
+
+    Raises:
+        InvalidCheckpoint: config, weights and tokenizer do not belong together.
+    """
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    with _as_invalid_checkpoint("The model cannot be loaded"):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            resolved.path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # only so that they are reported below
+            output_loading_info=True,
+        )
+    _check_loading(loading)
+    tokenizer = _load_tokenizer(resolved.path)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InvalidCheckpoint(
+            f"The tokenizer has {len(tokenizer)} entries, the model embeddings for {rows}; remove the added tokens or "
+            "resize the embeddings.",
+            loc=("model", "id"),
+        )
+    return LoadedModel(model.to(device).eval(), tokenizer, resolved)
+
+
+def _check_loading(loading: dict[str, Any]) -> None:
+    """Refuse weights that do not fit the config: transformers would fill the gaps with random numbers."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if loading.get(kind):
+            first = sorted(map(str, loading[kind]))[0]
+            raise InvalidCheckpoint(
+                f"Config and weights do not belong together: {len(loading[kind])} {kind.replace('_', ' ')}, such as "
+                f"{first}.",
+                loc=("model", "id"),
+            )
+
+
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    with _as_invalid_checkpoint("The tokenizer cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    # without its files transformers makes one up that knows no text
+    if not tokenizer("tokenizer", add_special_tokens=False)["input_ids"]:
+        raise InvalidCheckpoint(
+            "The checkpoint has no usable tokenizer; add the tokenizer files that belong to the model.",
+            loc=("model", "id"),
+        )
+    return tokenizer
+
+
+@contextmanager
+def _as_invalid_checkpoint(what: str) -> Iterator[None]:
+    try:
+        yield
+    except LOADING_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidCheckpoint(f"{what}: {reason}", loc=("model", "id")) from error
+
+
+def check_output(model_dir: Path) -> None:
+    """Check that a checkpoint may be written to `model_dir`, before the work is done.
+
+    Raises:
+        OutputExists: something is there already.
+    """
+    if model_dir.is_symlink() or (model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir()))):
+        raise OutputExists(f"{model_dir} exists and is not empty; give another folder or empty this one.")
+
+
+def save(
+    model: PreTrainedModel,
+    model_dir: Path,
+    *,
+    source: Path,
+    provenance: Provenance,
+    dtype: Precision,
+    max_shard_bytes: int,
+) -> None:
+    """Write an ordinary checkpoint folder, with `elder.json` and a model card; it appears whole or not at all.
+
+    Tokenizer, generation config and licence files are copied from the folder `source` as they are. `Precision.SAME`
+    keeps the number type of the source's weights, whatever the model was computed in.
+
+    Raises:
+        OutputExists: `model_dir` is not empty.
+        InvalidCheckpoint: a weight is too large for `dtype`.
+    """
+    check_output(model_dir)
+    stored = inspect_checkpoint(source).dtype if dtype is Precision.SAME else dtype.value
+    with _appearing_whole(model_dir) as folder:
+        _save_model(model, folder, getattr(torch, stored), max_shard_bytes)
+        _copy_companions(source, folder)
+        (folder / CARD_FILE).write_text(model_card(provenance, source), encoding="utf-8")
+        write_manifest(folder, provenance)
+
+
+def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
+    model.save_pretrained(folder, state_dict=_cast(model, dtype), max_shard_size=max_shard_bytes)
+    computed, model.config.dtype = model.dtype, dtype  # save_pretrained writes the type that the model computes in
+    try:
+        model.config.save_pretrained(folder)
+    finally:
+        model.config.dtype = computed
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The model's tensors on the CPU, floats as `dtype`; tensors that share memory still do."""
+    shared: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
+    found = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if key not in shared:
+            shared[key] = tensor.to("cpu", dtype if tensor.is_floating_point() else None)
+            if tensor.is_floating_point() and shared[key].isinf().any():
+                raise InvalidCheckpoint(
+                    f"{name} holds a number too large for {dtype}; choose bfloat16 or float32.", loc=("output", "dtype")
+                )
+        found[name] = shared[key]
+    return found
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if file.is_file() and _matches(file.name, (*TOKENIZER_PATTERNS, *LICENCE_PATTERNS, GENERATION_FILE)):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+@contextmanager
+def _appearing_whole(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to write to, which takes its place at the end; on an error nothing is left."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        for file in folder.iterdir():
+            file.chmod(0o644)
+            _sync(file)
+        folder.chmod(0o755)
+        _sync(folder)
+        try:
+            folder.rename(target)  # replaces an empty folder, refuses any other
+        except OSError as error:
+            raise OutputExists(f"{target} was filled by somebody else meanwhile; give another folder.") from error
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written, so that a power cut after the rename loses nothing."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

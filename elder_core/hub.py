@@ -1,0 +1,137 @@
+"""Models from the Hugging Face hub: resolved to a commit, looked at, and only then downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from elder_core.errors import HubUnreachable, InvalidCheckpoint, ModelNotFound
+from elder_core.inspection import CONFIG_FILE, MODEL, inspect_config
+from elder_core.weight_files import INDEX_FILE, SINGLE_FILE, read_json_object, refuse_pickled
+
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.model",
+    "*.tiktoken",
+)
+TEXT_PATTERNS = ("generation_config.json", "README.md", "LICENSE*", "NOTICE*")
+WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
+NEVER = ("*/*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl")  # also nothing from sub-folders
+TRY_AGAIN = frozenset({408, 429})
+
+
+@dataclass(frozen=True)
+class Download:
+    """A folder that holds the checkpoint of `commit`."""
+
+    path: Path
+    commit: str
+
+
+def fetch(model_id: str, revision: str | None, cache: Path | None) -> Download:
+    """Download a hub model, if it can be pruned: config and file names are checked before any weights are fetched.
+
+    With `HF_HUB_OFFLINE` set, what an earlier call left in the cache is used. No code from the hub is ever fetched.
+
+    Raises:
+        ModelNotFound: no such model or revision, or no access to it.
+        HubUnreachable: the hub does not answer.
+        InvalidCheckpoint, PickledWeights, QuantizedCheckpoint, UnsupportedArchitecture: see each.
+    """
+    api = HfApi()
+    with _translated(model_id, revision):
+        try:
+            commit = _check(api, model_id, revision, cache)
+        except OfflineModeIsEnabled:
+            return _cached(api, model_id, revision, cache)
+        return Download(_snapshot(api, model_id, commit, cache), commit)
+
+
+def _check(api: HfApi, model_id: str, revision: str | None, cache: Path | None) -> str:
+    """The commit of a model whose file names and config are those of a checkpoint that can be pruned."""
+    found = api.model_info(model_id, revision=revision)
+    names = [sibling.rfilename for sibling in found.siblings or () if "/" not in sibling.rfilename]
+    if CONFIG_FILE not in names:
+        raise InvalidCheckpoint(f"{model_id} has no {CONFIG_FILE}: it is no transformers checkpoint.", loc=MODEL)
+    refuse_pickled(names)
+    assert found.sha is not None  # the hub gives it unless `expand` leaves it out
+    config = api.hf_hub_download(model_id, CONFIG_FILE, revision=found.sha, cache_dir=cache)
+    inspect_config(read_json_object(Path(config)))
+    return found.sha
+
+
+def _snapshot(
+    api: HfApi, model_id: str, revision: str | None, cache: Path | None, *, local_files_only: bool = False
+) -> Path:
+    return Path(
+        api.snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache,
+            allow_patterns=[CONFIG_FILE, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS, *TEXT_PATTERNS],
+            ignore_patterns=list(NEVER),
+            local_files_only=local_files_only,
+        )
+    )
+
+
+def _cached(api: HfApi, model_id: str, revision: str | None, cache: Path | None) -> Download:
+    path = _snapshot(api, model_id, revision, cache, local_files_only=True)
+    return Download(path, commit=path.name)  # the cache names its folders by commit
+
+
+@contextmanager
+def _translated(model_id: str, revision: str | None) -> Iterator[None]:
+    """Turn the hub client's errors into ours."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ModelNotFound(
+            f"{model_id} is gated: accept its terms on the hub and set HF_TOKEN where the jobs run.", loc=MODEL
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFound(
+            f"{model_id} has no revision {revision!r}; give a branch, tag or commit.", loc=("model", "revision")
+        ) from error
+    except (RepositoryNotFoundError, DisabledRepoError, HFValidationError) as error:
+        raise ModelNotFound(
+            f"There is no model {model_id} on the hub, or it is private. Check the name; for a private model set "
+            "HF_TOKEN where the jobs run.",
+            loc=MODEL,
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if 400 <= status < 500 and status not in TRY_AGAIN:
+            raise ModelNotFound(
+                f"The hub refuses {model_id} with status {status}; check the name and HF_TOKEN.", loc=MODEL
+            ) from error
+        raise _unreachable(model_id, f"it answers with status {status}") from error
+    except (httpx2.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise _unreachable(model_id, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _unreachable(model_id: str, reason: str) -> HubUnreachable:
+    return HubUnreachable(
+        f"{model_id} cannot be fetched from the hub ({reason}). Try again later, or give a local model as local:NAME.",
+        loc=MODEL,
+    )

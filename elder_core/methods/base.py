@@ -1,0 +1,81 @@
+"""What a method is, what it is given, and what it answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from elder_core.calibration.batches import batch_at
+from elder_core.monitor import Monitor
+from elder_core.spec import GatePoint, TrainingPoint
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method works on.
+
+    `model` has float32 weights on `device` and is in evaluation mode; whatever a method does to it beyond training its
+    weights, it undoes. `windows` `[samples, length]` are token ids on the CPU.
+    """
+
+    model: PreTrainedModel
+    windows: Tensor
+    seed: int
+    device: torch.device
+    monitor: Monitor
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """Token ids `[size, length]` of batch number `step`, on the device."""
+        return batch_at(self.windows, step, size, self.seed).to(self.device)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """`removed`, ascending, and the `weights` of all layers, small meaning removable, that they were chosen by.
+
+    `weights` is None where the caller named the layers. `weight_label` says in a few words what a weight is.
+    """
+
+    removed: tuple[int, ...]
+    weights: tuple[float, ...] | None
+    weight_label: str
+    gate_path: tuple[GatePoint, ...] = ()
+
+
+NAMED = "layers named by the job; no weights were learnt"
+
+
+def named_layers(layers: tuple[int, ...]) -> Selection:
+    """The selection where the job itself says which layers go."""
+    return Selection(removed=tuple(sorted(layers)), weights=None, weight_label=NAMED)
+
+
+class Method(ABC):
+    """A way to choose the layers to remove, and to prepare the model for their removal."""
+
+    @abstractmethod
+    def __init__(self, parameters: Any) -> None:
+        """Take the method's own parameters (see elder_core.registry)."""
+
+    @abstractmethod
+    def select(self, context: Context, count: int) -> Selection:
+        """Choose `count` layers. The model is afterwards as it was.
+
+        Raises:
+            NonFiniteLoss: the loss became NaN or infinite.
+            Cancelled: the caller ended the run.
+        """
+
+    def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
+        """Train the model so that it does without the layers `removed`. A method that only selects does nothing.
+
+        Raises:
+            NonFiniteLoss: the loss became NaN or infinite.
+            Cancelled: the caller ended the run.
+        """
+        return ()

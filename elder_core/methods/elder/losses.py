@@ -1,0 +1,63 @@
+"""What ELDeR trains against, for both of its stages."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from elder_core.devices import autocast
+from elder_core.errors import NonFiniteLoss
+from elder_core.methods.mathematics import kl_divergence, next_token_cross_entropy
+from elder_core.spec import Loss
+
+Teacher = Callable[[Tensor], Tensor]
+"""From token ids `[batch, seq]` to the unpruned model's logits `[batch, seq, vocabulary]`."""
+
+
+def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Logits `[batch, seq, vocabulary]` of `ids` `[batch, seq]`."""
+    with autocast(ids.device):
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def teacher_of(model: PreTrainedModel) -> Teacher:
+    """`model` as it is whenever the teacher is asked; it may be the trained model itself while that is untouched."""
+
+    @torch.no_grad()
+    def teacher(ids: Tensor) -> Tensor:
+        return logits_of(model, ids)
+
+    return teacher
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that later training leaves alone; in bfloat16 on CUDA, where it computes in that anyway."""
+    twin = copy.deepcopy(model).requires_grad_(False)
+    return twin.to(torch.bfloat16) if twin.device.type == "cuda" else twin
+
+
+def loss_of(model: PreTrainedModel, ids: Tensor, loss: Loss, wanted: Tensor | None) -> Tensor:
+    """The scalar loss of `model` on `ids` `[batch, seq]`; `wanted` are the teacher's logits, which only KL needs."""
+    logits = logits_of(model, ids)
+    if loss is Loss.CROSS_ENTROPY:
+        return next_token_cross_entropy(logits, ids)
+    assert wanted is not None, "KL needs the teacher's logits"
+    return kl_divergence(logits, wanted)
+
+
+def require_finite(value: Tensor, what: str, step: int) -> None:
+    """Check the scalar `value` of update number `step`, counted from 1.
+
+    Raises:
+        NonFiniteLoss: it is NaN or infinite.
+    """
+    if not bool(value.isfinite()):
+        raise NonFiniteLoss(
+            f"{what} became {value.item()} at update {step}; lower the learning rate or the penalty, "
+            "and see that the model's own loss on the calibration text is finite."
+        )

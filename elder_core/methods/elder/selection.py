@@ -1,0 +1,127 @@
+"""Stage 1: learn a weight for every layer and choose those with the smallest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from elder_core.gates import gated
+from elder_core.methods.base import Context, Selection
+from elder_core.methods.elder.losses import loss_of, require_finite, teacher_of
+from elder_core.methods.mathematics import proximal_step, ranking
+from elder_core.spec import ElderParameters, GateOptimizer, GatePoint, Loss
+from elder_core.surgery import bypassed, decoder_layers
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of learning found: `weights` `[layers]` at its end, and all of them `path` `[steps, layers]`."""
+
+    weights: Tensor
+    path: Tensor
+    losses: tuple[float, ...]
+
+    def points(self, number: int) -> tuple[GatePoint, ...]:
+        """The path as the report has it."""
+        return tuple(
+            GatePoint(round=number, step=step, loss=loss, weights=tuple(weights.tolist()))
+            for step, (loss, weights) in enumerate(zip(self.losses, self.path, strict=True), start=1)
+        )
+
+
+def select(context: Context, parameters: ElderParameters, count: int) -> Selection:
+    """Choose `count` layers in rounds: learn, take the smallest weights, bypass those layers, learn again.
+
+    A chosen layer keeps the weight that it was chosen by.
+
+    Raises:
+        NonFiniteLoss, Cancelled: see Method.select.
+    """
+    layers = len(decoder_layers(context.model))
+    per_round = parameters.layers_per_round or count
+    rounds = -(-count // per_round)
+    removed: list[int] = []
+    weights = torch.ones(layers)
+    path: list[GatePoint] = []
+    with frozen(context.model):
+        for number in range(rounds):
+            found = learn(context, parameters, removed, first_step=number * parameters.gate_steps, rounds=rounds)
+            active = [layer for layer in range(layers) if layer not in removed]
+            weights[active] = found.weights[active]
+            candidates = [layer for layer in ranking(found.weights, found.path) if layer in active]
+            removed += candidates[: min(per_round, count - len(removed))]
+            path += found.points(number)
+    return Selection(
+        removed=tuple(sorted(removed)),
+        weights=tuple(weights.tolist()),
+        weight_label="learnt weight, 1 kept to 0 removed",
+        gate_path=tuple(path),
+    )
+
+
+def learn(context: Context, parameters: ElderParameters, bypass: list[int], *, first_step: int, rounds: int) -> Round:
+    """One round: weights from 1 on, of every layer but those in `bypass`, which the model runs without.
+
+    `first_step` is the number of steps of the rounds before, of `rounds` rounds in all.
+    """
+    layers = decoder_layers(context.model)
+    weights = torch.ones(len(layers), device=context.device)
+    weights[bypass] = 0
+    weights.requires_grad_()
+    active = [layer for layer in range(len(layers)) if layer not in bypass]
+    update = _updater(parameters, weights)
+    teacher = teacher_of(context.model) if parameters.gate_loss is Loss.KL else None
+    path, losses = [], []
+    for step in range(first_step, first_step + parameters.gate_steps):
+        ids = context.batch(step, parameters.gate_batch_size)
+        wanted = teacher(ids) if teacher else None
+        with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, active):
+            loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
+        require_finite(loss.detach(), "The loss of the layer weights", step + 1)
+        update(loss)
+        path.append(weights.detach().cpu().clone())
+        losses.append(loss.item())
+        mean = float(path[-1][active].mean())
+        context.monitor.step(step + 1, rounds * parameters.gate_steps, loss=losses[-1], gate_mean=mean)
+    return Round(path[-1], torch.stack(path), tuple(losses))
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No gradients for the model's own weights until the context is left: only the layer weights learn."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _updater(parameters: ElderParameters, weights: Tensor) -> Callable[[Tensor], None]:
+    """What one loss does to `weights` `[layers]`, in place."""
+    if parameters.gate_optimizer is GateOptimizer.PROXIMAL:
+        return lambda loss: _proximal_update(parameters, weights, loss)
+    optimizer = torch.optim.Adam([weights], lr=parameters.gate_learning_rate)
+
+    def adam_update(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        (loss + parameters.gate_penalty * weights.abs().sum()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return adam_update
+
+
+def _proximal_update(parameters: ElderParameters, weights: Tensor, loss: Tensor) -> None:
+    (gradient,) = torch.autograd.grad(loss, weights)
+    stepped = proximal_step(
+        weights.detach(), gradient, learning_rate=parameters.gate_learning_rate, penalty=parameters.gate_penalty
+    )
+    with torch.no_grad():
+        weights.copy_(stepped)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from elder_core.evaluation.generation import PROMPT_WORDS, continue_text, generations, prompts_from
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def as_windows(tokenizer: PreTrainedTokenizerFast, *texts: str) -> torch.Tensor:
+    length = min(len(tokenizer(text)["input_ids"]) for text in texts)
+    return torch.tensor([tokenizer(text)["input_ids"][:length] for text in texts])
+
+
+def test_agrees_with_generate(tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = torch.tensor([tiny_tokenizer("abc")["input_ids"]])
+    written = tiny_llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    expected = tiny_tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+
+    assert continue_text(tiny_llama, tiny_tokenizer, "abc", 20) == expected
+
+
+def test_stops_at_the_end_of_the_text(tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    first = tiny_tokenizer("a")["input_ids"]
+    with torch.inference_mode():
+        likeliest = int(tiny_llama(input_ids=torch.tensor([first])).logits[0, -1].argmax())
+    tiny_llama.generation_config.eos_token_id = [likeliest, 5]
+
+    assert continue_text(tiny_llama, tiny_tokenizer, "a") == ""
+
+
+def test_long_prompts_lose_their_beginning(
+    make_tiny: Callable[..., PreTrainedModel], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = make_tiny("gpt2", n_positions=16, max_position_embeddings=16)  # learnt positions: one too many is an error
+
+    whole = continue_text(model, tiny_tokenizer, "x" * 50 + "12345678")
+
+    assert whole == continue_text(model, tiny_tokenizer, "12345678")
+
+
+def test_each_prompt_is_continued_by_both(
+    tiny_llama: PreTrainedModel,
+    make_tiny: Callable[..., PreTrainedModel],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    shares: list[float] = []
+    other = make_tiny("llama", seed=1)
+
+    found = generations(tiny_llama, other, tiny_tokenizer, ("one", "two"), tick=shares.append)
+
+    assert [one.prompt for one in found] == ["one", "two"]
+    assert found[0].before == continue_text(tiny_llama, tiny_tokenizer, "one")
+    assert found[0].after == continue_text(other, tiny_tokenizer, "one")
+    assert shares == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lf of it. The next sentence is here and goes on.", "The next sentence is here and goes on."),
+        ("lf line\nA heading\nand then some more text", "A heading and then some more text"),
+        ("no end in the first half at all. None", "no end in the first half at all. None"),
+        ("word " * 100, " ".join(["word"] * PROMPT_WORDS)),
+    ],
+)
+def test_prompts_start_with_a_sentence(tiny_tokenizer: PreTrainedTokenizerFast, text: str, expected: str) -> None:
+    assert prompts_from(as_windows(tiny_tokenizer, text), tiny_tokenizer) == (expected,)
+
+
+def test_prompts_are_spread_over_the_text(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    windows = as_windows(tiny_tokenizer, *(f"text {index}" for index in range(9)))
+
+    assert prompts_from(windows, tiny_tokenizer) == ("text 0", "text 3", "text 6")
+    assert prompts_from(as_windows(tiny_tokenizer, "    "), tiny_tokenizer) == ()

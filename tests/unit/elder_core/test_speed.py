@@ -1,0 +1,127 @@
+"""Structure only: a test that asserts a wall-clock time would fail on a busy machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from elder_core.errors import Cancelled
+from elder_core.evaluation import decoding, speed
+from elder_core.evaluation.layer_clock import LayerClock
+from elder_core.evaluation.speed import compare_speed, workload
+from elder_core.surgery import decoder_layers, remove_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+REMOVED = (1, 4)
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt")
+
+
+def windows(length: int = 24) -> torch.Tensor:
+    return torch.randint(1, 257, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def pair(tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> tuple[PreTrainedModel, PreTrainedModel]:
+    monkeypatch.setattr(speed, "FEWEST_ROUNDS", 3)
+    pruned = deepcopy(tiny_llama)
+    remove_layers(pruned, REMOVED)
+    return tiny_llama, pruned
+
+
+def test_figures_belong_together(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    work = workload(pair[0], windows(), new_tokens=4)
+
+    found = compare_speed(*pair, REMOVED, work, budget_seconds=0)
+
+    for one in (found.before, found.after):
+        assert one.prefill_tokens_per_second == pytest.approx(24 / one.prefill_latency_seconds)
+        assert one.decode_tokens_per_second == pytest.approx(1 / one.decode_latency_seconds)
+    assert found.ideal.prefill_speedup > 1
+    assert found.ideal.decode_speedup > 1
+
+
+def test_nothing_removed_has_an_ideal_of_one(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    found = compare_speed(*pair, (), workload(pair[0], windows(), new_tokens=2), budget_seconds=0)
+
+    assert found.ideal.prefill_speedup == found.ideal.decode_speedup == 1
+
+
+def test_no_hook_stays_on_the_model(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    compare_speed(*pair, REMOVED, workload(pair[0], windows(), new_tokens=2), budget_seconds=0)
+
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(pair[0]))
+
+
+def test_models_take_turns(pair: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[int] = []
+    steps = speed._step_seconds
+
+    def noted(model: PreTrainedModel, work: speed.Workload) -> object:
+        order.append(len(decoder_layers(model)))
+        return steps(model, work)
+
+    monkeypatch.setattr(speed, "_step_seconds", noted)
+    compare_speed(*pair, REMOVED, workload(pair[0], windows(), new_tokens=2), budget_seconds=0)
+
+    warm_up, rounds = order[:3], order[3:]
+    assert warm_up == [6, 6, 4]
+    assert rounds == [6, 6, 4, 6, 4, 6, 4, 6, 6]
+
+
+def test_rounds_follow_the_budget() -> None:
+    assert speed._rounds(20, 1.0) == 20
+    assert speed._rounds(20, 100.0) == speed.FEWEST_ROUNDS
+    assert speed._rounds(20, 0.001) == speed.MOST_ROUNDS
+
+
+def test_prompt_and_new_tokens_fit_the_limit(make_tiny: Callable[..., PreTrainedModel]) -> None:
+    model = make_tiny("llama", max_position_embeddings=16)
+
+    work = workload(model, windows(), new_tokens=32)
+
+    assert (work.prompt.shape, work.new_tokens) == ((1, 12), 4)
+
+
+def test_can_be_stopped(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    def stop(_: float) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        compare_speed(*pair, REMOVED, workload(pair[0], windows(), new_tokens=2), budget_seconds=0, tick=stop)
+
+
+def test_clock_counts_the_chosen_modules_only() -> None:
+    readings = iter([1.0, 1.5, 4.0, 4.25])
+    modules = torch.nn.Sequential(*(torch.nn.Identity() for _ in range(3)))
+    clock = LayerClock([modules[0], modules[2]], torch.device("cpu"))
+    clock._mark = lambda: next(readings)
+
+    with clock.running():
+        modules(torch.zeros(1))
+        assert clock.take_seconds() == 0.75
+        assert clock.take_seconds() == 0
+    modules(torch.zeros(1))
+
+    assert clock.take_seconds() == 0
+    assert LayerClock([], torch.device("cpu"))._mark is time.perf_counter
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_decode_what_a_whole_pass_would(family: str, make_tiny: Callable[..., PreTrainedModel]) -> None:
+    model = make_tiny(family)
+    text = windows()[:1]
+    ids, cache = decoding.step(model, text)
+    for _ in range(6):
+        text = torch.cat([text, ids], dim=1)
+        with torch.inference_mode():
+            whole = model(input_ids=text, use_cache=False).logits[:, -1:].argmax(-1)
+        ids, cache = decoding.step(model, ids, cache)
+        assert torch.equal(ids, whole)
+    assert cache.get_seq_length() == text.shape[1]
