@@ -32,7 +32,7 @@ check: packages ## Check format, lint, types, import rules, templates, Dockerfil
 	@echo format; $(BIN)/ruff format --check --quiet --diff .
 	@echo lint; $(BIN)/ruff check --quiet .
 	@echo types; $(BIN)/mypy --no-error-summary
-	@echo import rules; $(BIN)/lint-imports --no-logo >.import-linter.log 2>&1 || { cat .import-linter.log; exit 1; }
+	@echo import rules; found=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$found"; exit 1; }
 	@echo templates; $(BIN)/djlint --lint --quiet api elder_core
 	@echo Dockerfile; $(BIN)/hadolint Dockerfile
 	@echo compose file; $(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec docker-compose.yml

@@ -33,6 +33,9 @@ STATUS_OF: dict[type[ElderError], HTTPStatus] = {
     service.StorageFailed: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+# Errors of HTTP itself; the names in http.HTTPStatus change with the version of Python.
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "content_too_large", 416: "range_not_satisfiable"}
+
 _log = logging.getLogger(__name__)
 
 
@@ -97,7 +100,7 @@ def _problem_item(error: dict[str, Any]) -> ProblemItem:
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).name.lower()
+    code = HTTP_CODES.get(error.status_code, "http_error")
     return problem(request, error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
 
 

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from api import errors, openapi
 from api.dashboard import routes as dashboard
 from api.dependencies import Services
 from api.embedded import EmbeddedWorker
 from api.links import LinkSigner
-from api.middleware import RequestId
+from api.middleware import RequestContext
 from api.routes import artifacts, events, health, jobs, methods
 from elder_service.db.engine import make_engine, make_sessions
 from elder_service.db.schema import check_head
@@ -42,10 +43,11 @@ def create_app(settings: Settings | None = None, worker: EmbeddedWorker | None =
         summary="Makes language models shorter: depth pruning, regularize first, prune after.",
         version=VERSION,
         lifespan=lifespan,
-        max_body_size=services.settings.max_body_bytes,
     )
     app.state.services = services
-    app.add_middleware(RequestId)
+    # Not FastAPI(max_body_size=…): that one stands outside of RequestContext, which makes its answer a problem.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=services.settings.max_body_bytes)
+    app.add_middleware(RequestContext)
     errors.install(app)
     openapi.install(app)
     for module in (jobs, events, artifacts, methods, health, dashboard):

@@ -1,17 +1,28 @@
-"""Around every request: its id."""
+"""Around every request: its id, and problem+json also for the errors that the framework answers by itself."""
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.errors import HTTP_CODES, PROBLEM_JSON, problem
 from elder_service.ids import new_id
 
 HEADER = "X-Request-Id"
 
+_DETAILS = {
+    413: "The request body is larger than ELDER_MAX_BODY_BYTES.",
+    416: "The range lies outside the file.",
+}
 
-class RequestId:
-    """Give each request an id, in `request.state.request_id` and in the answer's X-Request-Id."""
+
+class RequestContext:
+    """Give each request an id, in `request.state.request_id` and in the answer's X-Request-Id.
+
+    A body that is too large and a range that cannot be had are answered in plain text below this; they leave here as
+    problems.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -22,10 +33,29 @@ class RequestId:
             return
         request_id = new_id("req")
         scope.setdefault("state", {})["request_id"] = request_id
+        replaced = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start":
+                replaced = message["status"] in _DETAILS and not _is_problem(message)
+                if replaced:
+                    await _problem(scope, message["status"])(scope, receive, send_with_id)
+                    return
+            if not replaced:
+                await send_with_id(message)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        await self._app(scope, receive, send_on)
+
+
+def _is_problem(message: Message) -> bool:
+    return Headers(raw=message["headers"]).get("content-type", "") == PROBLEM_JSON
+
+
+def _problem(scope: Scope, status: int) -> ASGIApp:
+    return problem(Request(scope), status, HTTP_CODES[status], _DETAILS[status])

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from api.routes.problems import problems
 from api.schemas import Problem
 
 
@@ -15,7 +16,14 @@ def install(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            document["components"]["schemas"].update({**schema.pop("$defs"), "Problem": schema})
+            schemas = document["components"]["schemas"]
+            schemas.update({**schema.pop("$defs"), "Problem": schema})
+            for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which is never sent
+                schemas.pop(name, None)
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    if "422" in operation["responses"]:
+                        operation["responses"]["422"] = problems(422)[422]
             app.openapi_schema = document
         return app.openapi_schema
 

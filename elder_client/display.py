@@ -138,8 +138,9 @@ def _result_rows(job: Job) -> dict[str, str | None]:
     result = job.result
     if result is None:
         return {}
+    removed = ", ".join(map(str, result.removed_layers))
     return {
-        "layers": f"{result.layers_before} → {result.layers_after}, removed {', '.join(map(str, result.removed_layers))}",
+        "layers": f"{result.layers_before} → {result.layers_after}, removed {removed}",
         "parameters": f"{result.parameters_before:,} → {result.parameters_after:,}",
         "perplexity": f"{result.perplexity_before:.4g} → {result.perplexity_after:.4g}",
         "decoding": f"{result.decode_speedup:.2f} × as fast" if result.decode_speedup is not None else None,

@@ -216,5 +216,5 @@ class DeviceUnavailable(ElderError):
     code = "device_unavailable"
 
 
-class Cancelled(Exception):  # noqa: N818  # an ending, not an error
+class Cancelled(Exception):  # an ending, not an error
     """Raised inside a run when its caller asked it to stop."""

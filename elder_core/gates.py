@@ -53,8 +53,9 @@ def observed(layers: Layers, look: Look, chosen: Iterable[int]) -> Iterator[dict
 
 
 def _gate(x: Tensor, y: Tensor, weight: Tensor, form: Gate) -> Tensor:
-    weight = weight.to(y.dtype)
-    return weight * y if form is Gate.OUTPUT else x + weight * (y - x)
+    # in float32: bfloat16 has no number between 0.996 and 1, and a step of the weight may be smaller than that
+    gated_output = weight * y.float() if form is Gate.OUTPUT else x.float() + weight * (y.float() - x.float())
+    return gated_output.to(y.dtype)
 
 
 @contextmanager

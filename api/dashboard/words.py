@@ -49,7 +49,7 @@ def ago(at: datetime, now: datetime) -> str:
 
 
 def elapsed(seconds: float) -> str:
-    """A duration that is seen to grow: below a second is 0 s, and seconds are whole from ten on."""
+    """A duration that is seen to grow: 0.4 s, 45 s, 3 min 20 s."""
     if seconds < 10:
         return f"{max(seconds, 0.0):.1f} s"
     return f"{seconds:.0f} s" if seconds < 60 else formatting.duration(seconds)

@@ -15,6 +15,7 @@ from elder_core.evaluation.quality import Quality, quality
 from elder_core.evaluation.speed import Speed, Workload, compare_speed, workload
 from elder_core.spec import Evaluation, EvaluationSpec, Generation, Measurement, Progress, Stage
 from elder_core.surgery import decoder_layers
+from elder_core.weight_files import checkpoint_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +63,7 @@ def evaluate(
     progress: Callable[[Progress], None] = lambda _: None,
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
-    """Measure `dense` and `pruned`, both in evaluation mode on the same device, as `spec` says.
+    """Measure `dense` and `pruned`, both in eval mode, on one device and in one number type, as `spec` says.
 
     `windows` `[n, seq]` are tokens of text that calibration never saw, all of which are used; `bytes_per_token` is
     that text's UTF-8 bytes over its tokens. `removed` are the removed layers by their place in `dense`. The folders
@@ -73,17 +74,15 @@ def evaluate(
         Whatever `check_cancelled` raises.
     """
     meter = _Meter(70 + 50 * spec.speed + 10 * spec.generation, progress, check_cancelled)
-    before = quality(dense, windows, bytes_per_token, tick=meter.part(40))
-    meter.metrics["perplexity_before"] = before.perplexity
-    after = quality(pruned, windows, bytes_per_token, tick=meter.part(30))
-    meter.metrics["perplexity_after"] = after.perplexity
-    old, new = _measurement(dense, dense_path, before), _measurement(pruned, pruned_path, after)
+    found = _quality(dense, pruned, windows, bytes_per_token, meter)
+    before = _measurement(dense, dense_path, found[0])
+    after = _measurement(pruned, pruned_path, found[1])
     ideal = None
     if spec.speed:
         work = workload(dense, windows)
         speed = compare_speed(dense, pruned, removed, work, tick=meter.part(30))
-        old = _with_costs(old, speed.before, _memory(dense_path, dense.device, work, meter))
-        new = _with_costs(new, speed.after, _memory(pruned_path, dense.device, work, meter))
+        before = _with_costs(before, speed.before, _memory(dense_path, dense.device, work, meter))
+        after = _with_costs(after, speed.after, _memory(pruned_path, dense.device, work, meter))
         ideal = speed.ideal
     texts: tuple[Generation, ...] = ()
     if spec.generation:
@@ -93,18 +92,13 @@ def evaluate(
         source=spec.source,
         sequences=windows.shape[0],
         sequence_length=windows.shape[1],
-        tokens=before.tokens,
-        before=old,
-        after=new,
-        ratios=ratios(old, new),
+        tokens=found[0].tokens,
+        before=before,
+        after=after,
+        ratios=ratios(before, after),
         ideal=ideal,
     )
     return EvaluationResult(evaluation, texts)
-
-
-def weights_bytes(path: Path) -> int:
-    """Bytes of the safetensors files in `path`."""
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 def ratios(before: Measurement, after: Measurement) -> dict[str, float]:
@@ -113,11 +107,24 @@ def ratios(before: Measurement, after: Measurement) -> dict[str, float]:
     return {name: new[name] / old[name] for name in old if name in new and old[name]}
 
 
+def _quality(
+    dense: PreTrainedModel, pruned: PreTrainedModel, windows: torch.Tensor, bytes_per_token: float, meter: _Meter
+) -> tuple[Quality, Quality]:
+    """Of both models; the progress tells each as soon as it is known."""
+    before = quality(dense, windows, bytes_per_token, tick=meter.part(40))
+    meter.metrics["perplexity_before"] = before.perplexity
+    tick = meter.part(30)
+    after = quality(pruned, windows, bytes_per_token, tick=tick)
+    meter.metrics["perplexity_after"] = after.perplexity
+    tick(1.0)
+    return before, after
+
+
 def _measurement(model: PreTrainedModel, path: Path, found: Quality) -> Measurement:
     return Measurement(
         layers=len(decoder_layers(model)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes_on_disk=weights_bytes(path),
+        bytes_on_disk=checkpoint_bytes(path),
         perplexity=found.perplexity,
         bits_per_byte=found.bits_per_byte,
     )

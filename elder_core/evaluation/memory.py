@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from elder_core.checkpoints import load_model
+from elder_core.checkpoints import Resolved, load
 from elder_core.errors import MeasurementFailed, OutOfMemory
 from elder_core.evaluation import decoding
+from elder_core.inspection import inspect_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +99,9 @@ def _measure(task: _Task) -> int:
     torch.set_num_threads(task.threads)
     meter = _cuda_peak if torch.device(task.device).type == "cuda" else _peak_resident_bytes
     before = 0 if meter is _cuda_peak else _resident_bytes()
-    _run(load_model(Path(task.model_dir), torch.device(task.device)), task)
+    path = Path(task.model_dir)
+    loaded = load(Resolved(path, "", inspect_checkpoint(path)), torch.device(task.device))
+    _run(loaded.model, task)
     return meter() - before
 
 

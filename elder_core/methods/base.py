@@ -19,8 +19,8 @@ from elder_core.spec import GatePoint, TrainingPoint
 class Context:
     """What a method works on.
 
-    `model` has float32 weights on `device` and is in evaluation mode; whatever a method does to it beyond training its
-    weights, it undoes. `windows` `[samples, length]` are token ids on the CPU.
+    `model` is on `device`, in evaluation mode, with float32 weights on a CPU and bfloat16 ones elsewhere; whatever a
+    method does to it beyond training its weights, it undoes. `windows` `[samples, length]` are token ids on the CPU.
     """
 
     model: PreTrainedModel

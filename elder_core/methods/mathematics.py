@@ -33,17 +33,16 @@ def kl_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 
 
-def delta_norm(x: Tensor, y: Tensor, norm: Norm) -> Tensor:
+def delta_norm(x: Tensor, y: Tensor, *, norm: Norm) -> Tensor:
     """How far a layer is from the identity: the norm of Δ = y − x, a scalar. Both `[batch, seq, hidden]`."""
     x, delta = x.float(), (y - x).float()
     match norm:
         case Norm.L1:
             return delta.abs().mean()
         case Norm.L2:
-            return torch.linalg.vector_norm(delta, dim=-1).mean()
+            return torch.mean(torch.linalg.vector_norm(delta, dim=-1))
         case Norm.RELATIVE:
-            squares = delta.square().sum(-1) / x.square().sum(-1).clamp(min=SMALLEST)
-            return torch.mean(squares)
+            return torch.mean(delta.square().sum(-1) / x.square().sum(-1).clamp(min=SMALLEST))
 
 
 def block_influence(x: Tensor, y: Tensor) -> Tensor:

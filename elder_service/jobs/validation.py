@@ -29,11 +29,11 @@ def check(spec: JobSpec, sources: Sources) -> None:
 
 @contextmanager
 def _blaming(*loc: str) -> Iterator[None]:
-    """Name the field of the request in an error that does not know it."""
+    """Name the field of the request in an error that cannot know it."""
     try:
         yield
     except ElderError as error:
-        error.loc = error.loc or loc
+        error.loc = loc
         raise
 
 

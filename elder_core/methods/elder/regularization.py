@@ -35,6 +35,7 @@ def regularize(context: Context, parameters: ElderParameters, removed: Collectio
     if updates == 0:
         return ()
     teacher = teacher_of(frozen_copy(model)) if parameters.loss is Loss.KL else None
+    model.float()  # small updates would be lost in bfloat16 weights; the arithmetic may still be in bfloat16
     optimizer = torch.optim.AdamW(model.parameters(), lr=parameters.learning_rate, betas=BETAS)
     points: list[TrainingPoint] = []
     started = time.monotonic()

@@ -87,7 +87,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny() -> MakeTiny:
     """`make_tiny(model_type, *, seed=0, **config)`: a fresh tiny model of that family."""
     return build_tiny

@@ -1,0 +1,432 @@
+"""What is known of models and texts without loading them, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from elder_core import inspection
+from elder_core.errors import (
+    InvalidCheckpoint,
+    ModelNotFound,
+    PathForbidden,
+    PickledWeights,
+    QuantizedCheckpoint,
+    TextEmpty,
+    TextFormat,
+    TextNotFound,
+    TextNotUtf8,
+    UnsupportedArchitecture,
+)
+from elder_core.inspection import Sources
+from elder_core.weight_files import MAX_JSON_BYTES, checkpoint_bytes
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "root" / "model"))
+
+
+@pytest.fixture
+def sources(checkpoint, tmp_path):
+    """One folder below a builtin root, a model root and a text root; `outside` lies beside them."""
+    outside = tmp_path / "outside"
+    shutil.copytree(checkpoint, outside)
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    (tmp_path / "texts" / "notes.txt").write_text("text")
+    (tmp_path / "texts" / "deep" / "more.jsonl").write_text('{"text": "more"}')
+    (tmp_path / "outside.txt").write_text("secret")
+    shutil.copytree(checkpoint, tmp_path / "builtin" / "manuals-16l")
+    (tmp_path / "builtin" / "manuals-16l" / "test.jsonl").write_text('{"text": "test"}')
+    return Sources(
+        builtin_root=tmp_path / "builtin", model_roots=(checkpoint.parent,), text_roots=(tmp_path / "texts",)
+    )
+
+
+def edit_config(checkpoint, **changes):
+    path = checkpoint / "config.json"
+    settings = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in settings.items() if value is not ...}))
+
+
+def write_safetensors(path, header, size):
+    raw = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(size))
+
+
+def shard(checkpoint, **names):
+    """Turn the single file into two shards with an index; `names` renames them in the index alone."""
+    single = checkpoint / "model.safetensors"
+    raw = single.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    header.pop("__metadata__", None)
+    weight_map = {}
+    for number, part in enumerate((list(header)[::2], list(header)[1::2]), start=1):
+        name, offset, entries, content = f"model-0000{number}-of-00002.safetensors", 0, {}, b""
+        for tensor in part:
+            begin, end = header[tensor]["data_offsets"]
+            entries[tensor] = header[tensor] | {"data_offsets": [offset, offset + end - begin]}
+            offset += end - begin
+            content += data[begin:end]
+            weight_map[tensor] = names.get(f"shard{number}", name)
+        raw_header = json.dumps(entries).encode()
+        (checkpoint / name).write_bytes(struct.pack("<Q", len(raw_header)) + raw_header + content)
+    single.unlink()
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+class TestInspectCheckpoint:
+    def test_says_what_is_there(self, checkpoint):
+        info = inspection.inspect_checkpoint(checkpoint)
+        assert info == inspection.CheckpointInfo(
+            path=checkpoint,
+            model_type="llama",
+            architecture="LlamaForCausalLM",
+            layers=6,
+            hidden_size=32,
+            max_positions=64,
+            dtype="bfloat16",
+            weight_bytes=(checkpoint / "model.safetensors").stat().st_size,
+        )
+
+    def test_dtype_is_that_of_the_weights_not_of_the_config(self, checkpoint):
+        edit_config(checkpoint, dtype="float16")
+        assert inspection.inspect_checkpoint(checkpoint).dtype == "bfloat16"
+
+    def test_shards_are_read_through_the_index(self, checkpoint):
+        shard(checkpoint)
+        info = inspection.inspect_checkpoint(checkpoint)
+        assert (info.layers, info.dtype) == (6, "bfloat16")
+        assert info.weight_bytes == checkpoint_bytes(checkpoint) > 10_000
+
+    @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt"])
+    def test_every_family(self, family, make_tiny, tmp_path):
+        make_tiny(family).save_pretrained(tmp_path)
+        info = inspection.inspect_checkpoint(tmp_path)
+        assert (info.model_type, info.layers, info.hidden_size, info.max_positions) == (family, 6, 32, 64)
+
+    def test_only_pickled_weights(self, checkpoint):
+        (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+        with pytest.raises(PickledWeights, match=r"pytorch_model\.bin.*save_pretrained"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("name", ["consolidated.00.pth", "model.pt", "model.ckpt", "model.pkl"])
+    def test_other_pickles(self, checkpoint, name):
+        (checkpoint / "model.safetensors").rename(checkpoint / name)
+        with pytest.raises(PickledWeights, match=name):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_pickles_beside_safetensors_do_not_matter(self, checkpoint):
+        (checkpoint / "pytorch_model.bin").write_bytes(b"")
+        assert inspection.inspect_checkpoint(checkpoint).layers == 6
+
+    @pytest.mark.parametrize("field", ["quantization_config", "compression_config"])
+    def test_quantised_by_config(self, checkpoint, field):
+        edit_config(checkpoint, **{field: {"quant_method": "gptq", "bits": 4}})
+        with pytest.raises(QuantizedCheckpoint, match="made from"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_quantised_by_weights(self, checkpoint):
+        write_safetensors(
+            checkpoint / "model.safetensors",
+            {"model.layers.0.w": {"dtype": "I32", "shape": [4], "data_offsets": [0, 16]}},
+            16,
+        )
+        with pytest.raises(QuantizedCheckpoint, match="stored as I32"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("model_type", ["mamba", "", None, ["llama"], 7])
+    def test_unsupported_architecture(self, checkpoint, model_type):
+        edit_config(checkpoint, model_type=model_type)
+        with pytest.raises(UnsupportedArchitecture, match="Supported: gpt2"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_unsupported_setting(self, make_tiny, tmp_path):
+        make_tiny("gpt2", scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedArchitecture, match="inverse_layer_idx"):
+            inspection.inspect_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize("classes", [["LlamaForSequenceClassification"], "LlamaForCausalLM", [7]])
+    def test_no_language_model(self, checkpoint, classes):
+        edit_config(checkpoint, architectures=classes)
+        with pytest.raises(UnsupportedArchitecture, match="give a LlamaForCausalLM"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("count", [0, -1, 10**12, "6", 6.0, True, None, ...])
+    def test_absurd_layer_count(self, checkpoint, count):
+        edit_config(checkpoint, num_hidden_layers=count)
+        with pytest.raises(InvalidCheckpoint, match=r"num_hidden_layers.*1 to 10000"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("count", [5, 7, 9_999])
+    def test_layer_count_that_the_weights_do_not_have(self, checkpoint, count):
+        edit_config(checkpoint, num_hidden_layers=count)
+        with pytest.raises(InvalidCheckpoint, match=rf"{count} layers .*but the weights are of 6"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_layer_types_of_another_length(self, make_tiny, tmp_path):
+        make_tiny("qwen2").save_pretrained(tmp_path)
+        edit_config(tmp_path, layer_types=["full_attention"] * 5)
+        with pytest.raises(InvalidCheckpoint, match=r"6 layers .*5 entries in layer_types"):
+            inspection.inspect_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 100_000], ids=range(7)
+    )
+    def test_config_that_is_none(self, checkpoint, content):
+        (checkpoint / "config.json").write_bytes(content)
+        with pytest.raises(InvalidCheckpoint, match=r"config\.json"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_config_of_absurd_size_is_not_read(self, checkpoint):
+        with (checkpoint / "config.json").open("wb") as stream:
+            stream.truncate(MAX_JSON_BYTES + 1)
+        with pytest.raises(InvalidCheckpoint, match="larger than"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_config_missing(self, checkpoint):
+        (checkpoint / "config.json").unlink()
+        with pytest.raises(InvalidCheckpoint, match=r"no config\.json"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_weights_missing(self, checkpoint):
+        (checkpoint / "model.safetensors").unlink()
+        with pytest.raises(InvalidCheckpoint, match=r"no model\.safetensors"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_weights_under_another_name(self, checkpoint):
+        (checkpoint / "model.safetensors").rename(checkpoint / "other.safetensors")
+        with pytest.raises(InvalidCheckpoint, match=r"no model\.safetensors"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_adapter(self, checkpoint):
+        (checkpoint / "adapter_config.json").write_text("{}")
+        with pytest.raises(InvalidCheckpoint, match="merge"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_shard_missing(self, checkpoint):
+        shard(checkpoint)
+        (checkpoint / "model-00002-of-00002.safetensors").unlink()
+        with pytest.raises(InvalidCheckpoint, match=r"model-00002-of-00002\.safetensors, which is missing"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["../outside/model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "a\\b.safetensors", "w.bin"],
+    )
+    def test_index_that_leads_elsewhere(self, checkpoint, name):
+        shard(checkpoint, shard2=name)
+        with pytest.raises(InvalidCheckpoint, match="not the name of a safetensors file in the same folder"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": [1]}', "{"])
+    def test_index_without_a_map(self, checkpoint, content):
+        shard(checkpoint)
+        (checkpoint / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(InvalidCheckpoint, match=r"index\.json"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("kept_bytes", [0, 7, 8, 100, -1])
+    def test_weights_cut_short(self, checkpoint, kept_bytes):
+        weights = checkpoint / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:kept_bytes])
+        with pytest.raises(InvalidCheckpoint, match="cut short"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            7,
+            {},
+            {"dtype": "F32"},
+            {"dtype": "F32", "data_offsets": [8, 0]},
+            {"dtype": "F32", "data_offsets": [0]},
+            {"dtype": "F32", "data_offsets": ["a", "b"]},
+        ],
+    )
+    def test_header_that_makes_no_sense(self, checkpoint, entry):
+        write_safetensors(checkpoint / "model.safetensors", {"model.layers.0.w": entry}, 8)
+        with pytest.raises(InvalidCheckpoint, match=r"model\.safetensors"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_no_tensors(self, checkpoint):
+        write_safetensors(checkpoint / "model.safetensors", {}, 0)
+        with pytest.raises(InvalidCheckpoint, match="no tensors"):
+            inspection.inspect_checkpoint(checkpoint)
+
+
+class TestLocalModel:
+    def test_by_name(self, sources, checkpoint):
+        assert inspection.local_model("local:model", sources) == checkpoint.resolve()
+        assert inspection.local_model("builtin:manuals-16l", sources).name == "manuals-16l"
+
+    @pytest.mark.parametrize("kind", ["local:", "builtin:", ""])
+    @pytest.mark.parametrize(
+        "name", ["../outside", "/etc", "a/../../outside", "..", "..\\outside", "C:\\x", "~/x", "x\0"]
+    )
+    def test_names_that_lead_outside(self, sources, kind, name):
+        with pytest.raises(PathForbidden) as caught:
+            inspection.local_model(kind + name, sources)
+        assert caught.value.loc == ("model", "id")
+
+    def test_absolute_path_of_the_model_itself(self, sources, checkpoint):
+        with pytest.raises(PathForbidden, match="absolute"):
+            inspection.local_model(str(checkpoint), sources)
+
+    def test_link_to_outside(self, sources, checkpoint):
+        (checkpoint.parent / "link").symlink_to(sources.builtin_root.parent / "outside")
+        with pytest.raises(PathForbidden, match="symbolic link"):
+            inspection.local_model("local:link", sources)
+        assert "local:link" not in inspection.available_models(sources)
+
+    def test_file_that_links_to_outside(self, sources, checkpoint):
+        weights = checkpoint / "model.safetensors"
+        weights.unlink()
+        weights.symlink_to(sources.builtin_root.parent / "outside" / "model.safetensors")
+        with pytest.raises(PathForbidden, match=r"model\.safetensors in model is a symbolic link"):
+            inspection.local_model("local:model", sources)
+
+    def test_links_within_the_root_are_fine(self, sources, checkpoint):
+        (checkpoint.parent / "link").symlink_to(checkpoint)
+        (checkpoint / "alias.json").symlink_to(checkpoint / "config.json")
+        assert inspection.local_model("local:link", sources) == checkpoint.resolve()
+
+    @pytest.mark.parametrize(
+        "model", ["local:none", "local:", "local:.", "builtin:none", "gpt2", "", "local:" + "x" * 400]
+    )
+    def test_unknown(self, sources, model):
+        with pytest.raises(ModelNotFound, match=r"here: builtin:manuals-16l, local:model\.") as caught:
+            inspection.local_model(model, sources)
+        assert caught.value.loc == ("model", "id")
+
+    def test_a_loop_of_links(self, sources, checkpoint):
+        (checkpoint.parent / "loop").symlink_to(checkpoint.parent / "loop")
+        with pytest.raises(ModelNotFound):
+            inspection.local_model("local:loop", sources)
+
+    def test_any_path_where_allowed(self, sources, checkpoint):
+        outside = sources.builtin_root.parent / "outside"
+        assert inspection.local_model(str(outside), Sources(allow_paths=True)) == outside.resolve()
+        with pytest.raises(ModelNotFound):
+            inspection.local_model(str(outside / "none"), Sources(allow_paths=True))
+        with pytest.raises(PathForbidden):
+            inspection.local_model("local:../outside", Sources(allow_paths=True))
+
+    @pytest.mark.parametrize(
+        ("model", "expected"),
+        [
+            ("HuggingFaceTB/SmolLM2-135M", True),
+            ("a/b", True),
+            ("builtin:manuals-16l", False),
+            ("local:a/b", False),
+            ("gpt2", False),
+            ("../x", False),
+            ("./x/y", False),
+            ("a/..", False),
+            ("a/b/c", False),
+            ("/a/b", False),
+            ("a/b\n", False),
+        ],
+    )
+    def test_hub_ids(self, model, expected):
+        assert inspection.is_hub_id(model) is expected
+
+    def test_the_bundled_root_is_found_without_settings(self, monkeypatch):
+        monkeypatch.delenv("ELDER_BUILTIN_ROOT", raising=False)
+        assert (Sources().builtin_root / "train_manuals.py").is_file()
+
+    def test_the_bundled_root_by_environment(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("ELDER_BUILTIN_ROOT", str(tmp_path))
+        assert Sources().builtin_root == tmp_path
+
+
+class TestTexts:
+    def test_by_name(self, sources, tmp_path):
+        uploaded = Sources(texts=(("cal_1", tmp_path / "outside.txt"),))
+        assert inspection.text_path("cal_1", uploaded) == tmp_path / "outside.txt"
+        assert inspection.text_path("local:notes.txt", sources).read_text() == "text"
+        assert inspection.text_path("local:deep/more.jsonl", sources).name == "more.jsonl"
+        assert inspection.text_path("builtin:manuals-test", sources).name == "test.jsonl"
+
+    def test_listed(self, sources):
+        assert inspection.available_texts(sources) == ["builtin:manuals-test", "local:notes.txt"]
+
+    @pytest.mark.parametrize("kind", ["local:", "builtin:", ""])
+    @pytest.mark.parametrize("name", ["../outside.txt", "/etc/passwd", "deep/../../outside.txt"])
+    def test_names_that_lead_outside(self, sources, kind, name):
+        with pytest.raises(PathForbidden):
+            inspection.text_path(kind + name, sources)
+
+    def test_link_to_outside(self, sources, tmp_path):
+        (tmp_path / "texts" / "link.txt").symlink_to(tmp_path / "outside.txt")
+        with pytest.raises(PathForbidden, match="symbolic link"):
+            inspection.text_path("local:link.txt", sources)
+        assert "local:link.txt" not in inspection.available_texts(sources)
+
+    @pytest.mark.parametrize(
+        "source", ["local:none.txt", "builtin:none", "builtin:manuals-calibration", "cal_9", "local:deep"]
+    )
+    def test_unknown(self, sources, source):
+        with pytest.raises(TextNotFound, match=r"here: builtin:manuals-test, local:notes\.txt\."):
+            inspection.text_path(source, sources)
+
+    def test_any_path_where_allowed(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("a")
+        assert inspection.text_path(str(path), Sources(allow_paths=True)) == path.resolve()
+
+    def test_txt_is_one_document(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_bytes("\ufefföne\n\ntwo\n".encode())
+        assert inspection.read_texts(path) == ["öne\n\ntwo\n"]
+
+    def test_jsonl_is_one_document_a_line(self, tmp_path):
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"text": "a\u2028b", "source": "x"}\r\n\n{"text": ""}\n{"text": "c"}', encoding="utf-8")
+        assert inspection.read_texts(path) == ["a\u2028b", "c"]
+
+    @pytest.mark.parametrize("name", ["a.csv", "a", "a.txt.gz"])
+    def test_other_formats(self, tmp_path, name):
+        (tmp_path / name).write_text("a")
+        with pytest.raises(TextFormat, match=r"neither \.txt nor \.jsonl"):
+            inspection.read_texts(tmp_path / name)
+
+    @pytest.mark.parametrize(
+        "line", ["{", "7", "[]", "{}", '{"text": 7}', '{"text": null}', '{"Text": "a"}', "[" * 100_000]
+    )
+    def test_bad_line_is_named(self, tmp_path, line):
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"text": "a"}\n\n' + line)
+        with pytest.raises(TextFormat, match=r"a\.jsonl, line 3: "):
+            inspection.read_texts(path)
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.txt", b"one\ntwo \xff"),
+            ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}'),
+            (
+                "a.jsonl",
+                rb"""{"text": "a"}
+{"text": "\ud800"}""",
+            ),
+        ],
+    )
+    def test_not_utf8(self, tmp_path, name, content):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TextNotUtf8, match=rf"{name}, line 2: "):
+            inspection.read_texts(tmp_path / name)
+
+    @pytest.mark.parametrize(
+        ("name", "content"), [("a.txt", ""), ("a.txt", " \n\t"), ("a.jsonl", ""), ("a.jsonl", '{"text": " "}\n\n')]
+    )
+    def test_empty(self, tmp_path, name, content):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(TextEmpty, match=name):
+            inspection.read_texts(tmp_path / name)

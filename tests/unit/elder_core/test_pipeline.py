@@ -1,0 +1,217 @@
+"""A whole run on a tiny model: what it writes, what it refuses, how it is ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from elder_core import devices, pipeline
+from elder_core.checkpoints import verify
+from elder_core.errors import (
+    Cancelled,
+    DeviceUnavailable,
+    ElderError,
+    LayersOutOfRange,
+    ModelNotFound,
+    NoLayerLeft,
+    OutOfMemory,
+    OutputExists,
+    SequenceTooLong,
+    TextEmpty,
+    TextNotFound,
+    TextTooShort,
+)
+from elder_core.inspection import Sources
+from elder_core.spec import (
+    CalibrationSpec,
+    ElderParameters,
+    EvaluationSpec,
+    JobSpec,
+    ModelRef,
+    Progress,
+    Report,
+    ShortGptParameters,
+    Stage,
+)
+
+SOURCES = Sources(allow_paths=True)
+QUICK = ElderParameters(gate_steps=2, gate_batch_size=2, updates=2, batch_size=2)
+
+
+def write_text(path: Path, seed: int, *, length: int = 1_000) -> Path:
+    letters = torch.randint(97, 123, (length,), generator=torch.Generator().manual_seed(seed))
+    path.write_text("".join(map(chr, letters.tolist())))
+    return path
+
+
+@pytest.fixture
+def spec(tiny_checkpoint: Path, tmp_path: Path) -> JobSpec:
+    """Two of six layers, quick, without speed and generation."""
+    return JobSpec(
+        model=ModelRef(id=str(tiny_checkpoint)),
+        method=QUICK,
+        layers_to_remove=2,
+        calibration=CalibrationSpec(source=str(write_text(tmp_path / "calibration.txt", 0)), sequence_length=16),
+        evaluation=EvaluationSpec(
+            source=str(write_text(tmp_path / "test.txt", 1)), samples=4, speed=False, generation=False
+        ),
+    )
+
+
+def run(spec: JobSpec, folder: Path, **arguments: object) -> Report:
+    return pipeline.run(
+        spec, model_dir=folder / "model", report_dir=folder / "report", sources=SOURCES, device="cpu", **arguments
+    )
+
+
+def test_a_run_writes_a_shorter_checkpoint_and_its_report(spec: JobSpec, tmp_path: Path) -> None:
+    report = run(spec, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    assert len(model.model.layers) == 4 == report.evaluation.after.layers
+    assert len(report.removed_layers) == 2
+    assert [layer.index for layer in report.layers if layer.removed] == list(report.removed_layers)
+    assert len(report.gate_path) == 2
+    assert len(report.training) == 2
+    assert set(report.stage_seconds) == set(Stage)
+    verify(tmp_path / "out/model")
+    written = (tmp_path / "out/report/report.json").read_text()
+    assert Report.model_validate_json(written) == report
+    assert (tmp_path / "out/report/report.html").is_file()
+
+
+def test_the_same_spec_gives_the_same_bytes(spec: JobSpec, tmp_path: Path) -> None:
+    reports = [run(spec, tmp_path / name) for name in ("a", "b")]
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    assert reports[0].gate_path == reports[1].gate_path
+
+
+def test_progress_goes_through_the_stages_in_order(spec: JobSpec, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    run(spec, tmp_path, progress=seen.append)
+    assert list(dict.fromkeys(point.stage for point in seen)) == list(Stage)
+    selecting = [point for point in seen if point.stage is Stage.SELECTING and point.step]
+    assert [(point.step, point.total) for point in selecting] == [(1, 2), (2, 2)]
+    assert {"loss", "gate_mean"} <= set(selecting[0].metrics)
+    assert all(point.step <= point.total for point in seen)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.RESOLVING])
+def test_a_cancelled_run_ends_at_the_next_step(spec: JobSpec, tmp_path: Path, stage: Stage) -> None:
+    seen: list[Stage] = []
+    with pytest.raises(Cancelled):
+        run(spec, tmp_path, progress=lambda point: seen.append(point.stage), cancelled=lambda: stage in seen)
+    assert seen.count(stage) == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_named_layers_skip_selection(spec: JobSpec, tmp_path: Path) -> None:
+    report = run(spec.model_copy(update={"layers_to_remove": None, "layers": (4, 1)}), tmp_path)
+    assert report.removed_layers == (1, 4)
+    assert report.gate_path == ()
+    assert all(layer.weight is None for layer in report.layers)
+    assert [layer.new_index for layer in report.layers] == [0, None, 1, 2, None, 3]
+
+
+def test_a_method_that_only_selects_leaves_the_weights_alone(spec: JobSpec, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    report = run(spec.model_copy(update={"method": ShortGptParameters()}), tmp_path)
+    dense = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).model.layers
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "model").model.layers
+    for layer in report.layers:
+        if layer.new_index is not None:
+            old, new = dense[layer.index].state_dict(), pruned[layer.new_index].state_dict()
+            assert all(torch.equal(old[name], new[name]) for name in old)
+    assert report.training == ()
+
+
+def test_speed_and_generation_are_in_the_report(spec: JobSpec, tmp_path: Path) -> None:
+    wanted = spec.evaluation.model_copy(update={"generation": True, "prompts": ("ab",)})
+    report = run(spec.model_copy(update={"evaluation": wanted}), tmp_path)
+    assert [generation.prompt for generation in report.generations] == ["ab"]
+
+
+def test_shared_documents_are_warned_of(spec: JobSpec, tmp_path: Path) -> None:
+    same = spec.evaluation.model_copy(update={"source": spec.calibration.source})
+    report = run(spec.model_copy(update={"evaluation": same}), tmp_path)
+    assert any("1 of 1 evaluation documents" in warning for warning in report.warnings)
+
+
+def test_fewer_sequences_than_asked_for_are_warned_of(spec: JobSpec, tmp_path: Path) -> None:
+    many = spec.calibration.model_copy(update={"samples": 500})
+    report = run(spec.model_copy(update={"calibration": many}), tmp_path)
+    assert any("500 calibration sequences" in warning for warning in report.warnings)
+
+
+def test_a_plan_names_the_layers_and_writes_nothing(spec: JobSpec, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    plan = pipeline.plan(spec, sources=SOURCES, device="cpu")
+    assert sum(layer.removed for layer in plan.layers) == 2
+    assert all(layer.weight is not None for layer in plan.layers)
+    assert sorted(tmp_path.rglob("*")) == before
+    removed = tuple(layer.index for layer in plan.layers if layer.removed)
+    assert run(spec, tmp_path / "out").removed_layers == removed
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"model": {"id": "builtin:nothing-there"}}, ModelNotFound),
+        ({"layers_to_remove": 6}, NoLayerLeft),
+        ({"layers_to_remove": None, "layers": [6]}, LayersOutOfRange),
+        ({"calibration": {"source": "nowhere.txt"}}, TextNotFound),
+        ({"calibration": {"sequence_length": 65}}, SequenceTooLong),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_loading(
+    spec: JobSpec, tmp_path: Path, changes: dict[str, object], error: type[ElderError]
+) -> None:
+    seen: list[Stage] = []
+    with pytest.raises(error):
+        run(JobSpec.model_validate({**json.loads(spec.model_dump_json()), **changes}), tmp_path, progress=seen.append)
+    assert {point.stage for point in seen} == {Stage.RESOLVING}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("text", "error"), [(" \n", TextEmpty), ("short", TextTooShort)])
+@pytest.mark.parametrize("field", ["calibration", "evaluation"])
+def test_text_that_does_not_do_is_refused(
+    spec: JobSpec, tmp_path: Path, field: str, text: str, error: type[ElderError]
+) -> None:
+    (tmp_path / "poor.txt").write_text(text)
+    part = getattr(spec, field).model_copy(update={"source": str(tmp_path / "poor.txt")})
+    with pytest.raises(error):
+        run(spec.model_copy(update={field: part}), tmp_path)
+
+
+def test_a_filled_output_folder_is_refused(spec: JobSpec, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/precious").touch()
+    with pytest.raises(OutputExists):
+        run(spec, tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "cuda:"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=device):
+        devices.choose(device)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_running_out_of_memory_says_what_to_lower(error: Exception) -> None:
+    with pytest.raises(OutOfMemory, match=r"batch_size"), devices.out_of_memory_named():
+        raise error
+
+
+def test_other_faults_keep_their_name() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), devices.out_of_memory_named():
+        raise RuntimeError("shapes do not match")
