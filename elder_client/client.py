@@ -88,7 +88,7 @@ def _http_options(server: str) -> dict[str, Any]:
         url = httpx2.URL(server)
     except httpx2.InvalidURL as error:
         raise InvalidServerUrl(f"{server!r} is no URL: {error}.") from error
-    if url.scheme not in {"http", "https"} or not url.host:
+    if url.scheme not in {"http", "https"} or not url.host or not 0 < (url.port or 80) < 65536:
         raise InvalidServerUrl(f"{server!r} is no http(s) URL; give one such as {DEFAULT_SERVER}.")
     return {
         "base_url": url,

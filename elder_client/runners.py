@@ -14,7 +14,6 @@ from elder_client.flows import Effect, Open, ReadAll, ReadChunk, ReadEvent, Run,
 from elder_client.protocol import Request
 
 STREAM_TIMEOUT = httpx2.Timeout(60, connect=5)  # between two chunks; an idle event stream carries comments
-CHUNK_BYTES = 1 << 20
 
 
 class SyncRunner:
@@ -67,7 +66,9 @@ class SyncRunner:
         built = self._http.build_request(**_build_options(request), timeout=STREAM_TIMEOUT)
         response = self._http.send(built, stream=True, follow_redirects=_follow_redirects(request))
         self._response = response
-        self._chunks = response.iter_bytes(CHUNK_BYTES)
+        self._chunks = (
+            response.iter_bytes()
+        )  # as they arrive: a chunk size would hold bytes back, and lose them with the connection
         self._events = iter(httpx2.EventSource(response))
         return response
 
@@ -127,7 +128,7 @@ class AsyncRunner:
         built = self._http.build_request(**_build_options(request), timeout=STREAM_TIMEOUT)
         response = await self._http.send(built, stream=True, follow_redirects=_follow_redirects(request))
         self._response = response
-        self._chunks = response.aiter_bytes(CHUNK_BYTES)
+        self._chunks = response.aiter_bytes()
         self._events = aiter(httpx2.EventSource(response))
         return response
 

@@ -22,12 +22,24 @@ from elder_core.calibration.windows import (
 from elder_core.checkpoints import LoadedModel, Provenance, Resolved
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.evaluate import EvaluationResult, evaluate
+from elder_core.evaluation.single import evaluate_one
 from elder_core.inspection import Sources, inspect_checkpoint, read_texts, text_path
 from elder_core.methods.base import Context, Method, Selection, named_layers
 from elder_core.monitor import Monitor
 from elder_core.registry import find_method
 from elder_core.reports.write import write
-from elder_core.spec import JobSpec, LayerReport, ModelSummary, Progress, Report, Stage, TrainingPoint
+from elder_core.spec import (
+    EvaluationSpec,
+    JobSpec,
+    LayerReport,
+    Measurement,
+    ModelRef,
+    ModelSummary,
+    Progress,
+    Report,
+    Stage,
+    TrainingPoint,
+)
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,42 @@ def plan(
         weight_label=selection.weight_label,
         warnings=tuple(monitor.warnings),
     )
+
+
+def measure(
+    model: ModelRef,
+    wanted: EvaluationSpec,
+    *,
+    sources: Sources,
+    device: str = "auto",
+    progress: Callable[[Progress], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Measurement:
+    """Measure one checkpoint as `wanted` says; nothing is generated and nothing written.
+
+    Raises:
+        ElderError, Cancelled: as `run`.
+    """
+    monitor = Monitor(progress, cancelled)
+    with devices.out_of_memory_named():
+        with monitor.entered(Stage.RESOLVING):
+            chosen = devices.choose(device)
+            source = checkpoints.resolve(model, sources)
+            documents = read_texts(text_path(wanted.source, sources))
+        with monitor.entered(Stage.LOADING):
+            loaded = checkpoints.load(source, chosen)
+            length = window_length(None, source.info.max_positions)
+            text = evaluation_text(documents, loaded.tokenizer, length, samples=wanted.samples)
+        with monitor.entered(Stage.EVALUATING):
+            return evaluate_one(
+                loaded.model,
+                path=source.path,
+                windows=text.windows,
+                bytes_per_token=text.bytes_per_token,
+                speed=wanted.speed,
+                progress=progress,
+                check_cancelled=monitor.check_cancelled,
+            )
 
 
 # The stages ------------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ class Stage(StrEnum):
     SELECTING = "selecting"
     REGULARIZING = "regularizing"
     PRUNING = "pruning"
-    EVALUATING = "evaluating"
     EXPORTING = "exporting"
+    EVALUATING = "evaluating"
 
 
 class Gate(StrEnum):

@@ -43,7 +43,7 @@ LOG_LINES = 40
 console = Console(highlight=False)
 
 
-class DemoFailed(Exception):  # noqa: N818  # reads as the sentence that it prints
+class DemoFailed(Exception):  # reads as the sentence that it prints
     """A step of the demo did not do what it should."""
 
 
@@ -87,7 +87,7 @@ def running_server(scratch: Path, log: Path) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     step(f"elder-server serve --port {port}")
-    command = [PROGRAMS / "elder-server", "serve", "--port", str(port), "--data-dir", scratch / "data"]
+    command = [str(PROGRAMS / "elder-server"), "serve", "--port", str(port), "--data-dir", str(scratch / "data")]
     with log.open("wb") as output:
         # a session of its own: Ctrl-C reaches the demo alone, which then stops the server in order
         server = subprocess.Popen(
@@ -140,7 +140,8 @@ def prune(url: str) -> str:
 
 def elder(*arguments: str, capture: bool = False) -> str:
     """Run the `elder` command on this terminal, or return what it prints."""
-    done = subprocess.run([PROGRAMS / "elder", *arguments], text=True, stdout=subprocess.PIPE if capture else None)
+    command, output = [str(PROGRAMS / "elder"), *arguments], subprocess.PIPE if capture else None
+    done = subprocess.run(command, check=False, text=True, stdout=output)
     if done.returncode != 0:
         raise DemoFailed(f"`elder {arguments[0]}` ended with exit status {done.returncode}.")
     return done.stdout or ""
@@ -187,7 +188,7 @@ def generate(folder: Path) -> Sentence:
     """Load the model with transformers alone and let it go on from a prompt."""
     command = [sys.executable, "-I", "-c", RELOAD, str(folder), PROMPT]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
     if done.returncode != 0:
         raise DemoFailed(f"transformers could not load or run the result:\n{done.stderr.strip()[-2000:]}")
     sentence = Sentence(**json.loads(done.stdout))

@@ -56,6 +56,7 @@ def run_worker(settings: Settings) -> None:
     ]
 
     def start(**_: Any) -> None:
+        supervisor.warm_up()
         _log.info("worker %s is ready", supervisor.owner)
         for timer in timers:
             timer.start()
@@ -64,7 +65,8 @@ def run_worker(settings: Settings) -> None:
         stop.set()
         supervisor.drain()
 
-    signals.worker_ready.connect(start, weak=False)
+    # In a thread, so that the worker can be stopped meanwhile; a hint that comes too early finds the slot taken.
+    signals.worker_ready.connect(lambda **_: threading.Thread(target=start, daemon=True).start(), weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     try:
         celery.worker_main(

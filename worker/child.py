@@ -9,7 +9,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -61,8 +60,18 @@ def make_context() -> ForkServerContext:
     """A fork server with torch loaded, so that a job starts in a fraction of a second and CUDA is never forked."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "worker.runner"])
-    forkserver.ensure_running()  # it loads in the background, before the first job
     return context
+
+
+def warm_up(context: ForkServerContext) -> None:
+    """Return once the fork server has loaded torch and starts processes at once."""
+    process = context.Process(target=_nothing)
+    process.start()
+    process.join()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Child:

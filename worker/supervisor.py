@@ -16,7 +16,7 @@ from elder_service.jobs.attempts import Claim, LeaseLost
 from elder_service.settings import Settings
 from elder_service.storage.base import Storage, attempt_prefix
 from worker.attempt import Attempt
-from worker.child import Assignment, Child, make_context
+from worker.child import Assignment, Child, make_context, warm_up
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,11 @@ class Supervisor:
             return count
         finally:
             self._slot.release()
+
+    def warm_up(self) -> None:
+        """Load torch before the first claim: a lease must not run out while a process waits to be started."""
+        with self._slot:
+            warm_up(self._context)
 
     def drain(self) -> None:
         """Claim nothing more and give the running job back."""

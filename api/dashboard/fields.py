@@ -55,6 +55,12 @@ class Field:
         return "field-" + "-".join(self.loc)
 
     @property
+    def required(self) -> bool:
+        return (
+            not self.default and not self.nullable and self.control in (Control.TEXT, Control.INTEGER, Control.DECIMAL)
+        )
+
+    @property
     def path(self) -> tuple[str, ...]:
         """Where the value stands in the body of a request: pydantic puts the method's name into loc."""
         return self.loc if self.loc[0] != "method" else (self.loc[0], *self.loc[2:])

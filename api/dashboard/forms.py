@@ -99,7 +99,7 @@ def blank() -> Blank:
 def _method(name: str) -> MethodChoice:
     entry = METHODS[name]
     fields = fields_of(entry.parameters, "method", name)
-    section = Section("Parameters", *(_split(fields, MAIN_PARAMETERS) if len(fields) > FEW else (fields, ())))
+    section = Section(entry.title, *(_split(fields, MAIN_PARAMETERS) if len(fields) > FEW else (fields, ())))
     return MethodChoice(name, entry.title, entry.summary, entry.source, section)
 
 

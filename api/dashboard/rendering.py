@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
 from api.dashboard.assets import asset_url
@@ -27,7 +29,13 @@ def environment() -> jinja2.Environment:
     )
     made.globals["asset"] = asset_url
     made.filters["embedded_json"] = embedded_json
+    made.filters["prose"] = prose
     return made
+
+
+def prose(text: str) -> Markup:
+    """Plain text in which `backticks` mark code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def render(template: str, *, status_code: int = 200, **context: object) -> HTMLResponse:

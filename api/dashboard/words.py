@@ -67,3 +67,7 @@ def target(spec: JobSpec) -> str:
 
 def metric_name(name: str) -> str:
     return name.replace("_", " ")
+
+
+def metrics(values: dict[str, float]) -> tuple[tuple[str, str], ...]:
+    return tuple((metric_name(name), formatting.number(value)) for name, value in values.items())

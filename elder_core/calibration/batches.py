@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,5 +27,5 @@ def epochs_needed(samples: int, steps: int, batch_size: int) -> float:
 
 
 def _order(samples: int, epoch: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed((seed << 32) + epoch)
-    return torch.randperm(samples, generator=generator)
+    # torch's generator keeps only 32 bits of a seed, which two numbers do not fit into
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(samples))

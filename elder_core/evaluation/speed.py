@@ -18,7 +18,7 @@ from elder_core.surgery import decoder_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 4
 MOST_ROUNDS = 60
 
 
@@ -63,7 +63,7 @@ class _Times:
         return Speed(prompt_tokens / prefill, prefill, 1 / decode, decode)
 
 
-def workload(model: PreTrainedModel, windows: torch.Tensor, *, new_tokens: int = 32) -> Workload:
+def workload(model: PreTrainedModel, windows: torch.Tensor, *, new_tokens: int = 16) -> Workload:
     """The start of the first of `windows` `[n, seq]`, short enough that the new tokens fit the model's limit too."""
     limit = decoding.max_positions(model)
     fitting = new_tokens if limit is None else max(1, min(new_tokens, limit // 4))
@@ -83,8 +83,8 @@ def compare_speed(
     """Time both models on the same `work`, in turns, so that a slow moment of the machine meets both.
 
     A round is one turn of each of three contenders: the dense model, the dense model with clocks around the
-    layers in `removed`, and the pruned model; their order rotates. One untimed round warms up; then as many rounds
-    follow as fit into `budget_seconds`, but from 5 to 60. On CUDA every step is synchronised.
+    layers in `removed`, and the pruned model; their order rotates. One untimed turn of each model warms up; then rounds
+    follow until `budget_seconds` are spent, but from 4 to 60. On CUDA every step is synchronised.
 
     The ideal comes from the clocked turns alone. With s the median over steps of (time within the removed layers /
     time of the whole step), measured in the same step, it is dense / (dense − removed) = 1 / (1 − s). The clocks cost
@@ -100,11 +100,12 @@ def compare_speed(
         lambda: shares.add(_clocked_shares(dense, work, clock)),
         lambda: after.add(list(_step_seconds(pruned, work))),
     ]
-    rounds = _rounds(budget_seconds, _warm_up((dense, dense, pruned), work))
-    for index in range(rounds):
+    _warm_up((dense, pruned), work)
+    for index, share_done in _rounds(budget_seconds):
         for offset in range(len(turns)):
             turns[(index + offset) % len(turns)]()
-            tick((index * len(turns) + offset + 1) / (rounds * len(turns)))
+            tick(share_done)
+    tick(1.0)
     ideal = Ideal(
         prefill_speedup=1 / (1 - median(shares.prefill)),
         decode_speedup=1 / (1 - median(shares.decode)),
@@ -113,13 +114,21 @@ def compare_speed(
     return SpeedComparison(before.speed(prompt_tokens), after.speed(prompt_tokens), ideal)
 
 
-def _warm_up(models: Sequence[PreTrainedModel], work: Workload) -> float:
-    """Run one round that does not count; return its seconds."""
-    return sum(sum(_step_seconds(model, work)) for model in models)
+def _warm_up(models: Sequence[PreTrainedModel], work: Workload) -> None:
+    """One turn each that does not count."""
+    for model in models:
+        for _ in _step_seconds(model, work):
+            pass
 
 
-def _rounds(budget_seconds: float, round_seconds: float) -> int:
-    return max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(budget_seconds / round_seconds)))
+def _rounds(budget_seconds: float) -> Iterator[tuple[int, float]]:
+    """Number the rounds, with the share done before each, until the budget is spent and the fewest are run."""
+    started, share, index = time.monotonic(), 0.0, 0
+    while share < 1:
+        yield index, share
+        index += 1
+        spent = (time.monotonic() - started) / budget_seconds if budget_seconds else 1.0
+        share = max(min(spent, index / FEWEST_ROUNDS), index / MOST_ROUNDS)
 
 
 def _step_seconds(model: PreTrainedModel, work: Workload) -> Iterator[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,9 +18,15 @@ def soft_threshold(values: Tensor, amount: float) -> Tensor:
     return values.sign() * (values.abs() - amount).clamp(min=0)
 
 
-def proximal_step(weights: Tensor, gradient: Tensor, *, learning_rate: float, penalty: float) -> Tensor:
-    """One step of proximal gradient descent on loss + penalty · Σ|g|, kept within [0, 1]. Weights `[layers]`."""
-    return soft_threshold(weights - learning_rate * gradient, learning_rate * penalty).clamp(0, 1)
+def proximal_step(
+    weights: Tensor, gradient: Tensor, *, learning_rate: float, penalty: float, longest_move: float = math.inf
+) -> Tensor:
+    """One step of proximal gradient descent on loss + penalty · Σ|g|, kept within [0, 1]. Weights `[layers]`.
+
+    The gradient moves no weight by more than `longest_move`.
+    """
+    move = (learning_rate * gradient).clamp(-longest_move, longest_move)
+    return soft_threshold(weights - move, learning_rate * penalty).clamp(0, 1)
 
 
 def next_token_cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ from elder_core.methods.mathematics import proximal_step, ranking
 from elder_core.spec import ElderParameters, GateOptimizer, GatePoint, Loss
 from elder_core.surgery import bypassed, decoder_layers
 
+# The first and last layers' gradients are hundreds of times those of the middle ones: a step size that moves the
+# middle would throw a vital layer from 1 to 0 in one step, where its gradient no longer tells it to come back.
+LONGEST_MOVE = 0.1
+
 
 @dataclass(frozen=True)
 class Round:
@@ -121,7 +125,11 @@ def _updater(parameters: ElderParameters, weights: Tensor) -> Callable[[Tensor],
 def _proximal_update(parameters: ElderParameters, weights: Tensor, loss: Tensor) -> None:
     (gradient,) = torch.autograd.grad(loss, weights)
     stepped = proximal_step(
-        weights.detach(), gradient, learning_rate=parameters.gate_learning_rate, penalty=parameters.gate_penalty
+        weights.detach(),
+        gradient,
+        learning_rate=parameters.gate_learning_rate,
+        penalty=parameters.gate_penalty,
+        longest_move=LONGEST_MOVE,
     )
     with torch.no_grad():
         weights.copy_(stepped)

@@ -127,11 +127,11 @@ def reloaded(tmp_path_factory, tiny_tokenizer, make_tiny):
     """Every family after every removal: logits of the bypassed model, and what a fresh process found in the files."""
     root, expected = tmp_path_factory.mktemp("acceptance"), {}
     for family in FAMILIES:
+        source = root / "sources" / family
+        make_tiny(family).save_pretrained(source)
+        tiny_tokenizer.save_pretrained(source)
         for label, removed in REMOVALS.items():
             model = make_tiny(family)
-            source = root / "sources" / family
-            model.save_pretrained(source)
-            tiny_tokenizer.save_pretrained(source)
             with bypassed(model, removed), torch.no_grad():
                 expected[family, label] = model(PROMPT).logits
             remove_layers(model, removed)

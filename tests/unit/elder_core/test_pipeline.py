@@ -117,7 +117,9 @@ def test_named_layers_skip_selection(spec: JobSpec, tmp_path: Path) -> None:
     assert [layer.new_index for layer in report.layers] == [0, None, 1, 2, None, 3]
 
 
-def test_a_method_that_only_selects_leaves_the_weights_alone(spec: JobSpec, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_method_that_only_selects_leaves_the_weights_alone(
+    spec: JobSpec, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
     report = run(spec.model_copy(update={"method": ShortGptParameters()}), tmp_path)
     dense = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).model.layers
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "model").model.layers

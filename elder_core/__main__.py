@@ -1,0 +1,181 @@
+"""`python -m elder_core`: the method without any service.
+
+    prune     remove layers; write the checkpoint and its report to a folder
+    plan      show which layers would go; write nothing
+    evaluate  measure one checkpoint
+
+Exit status: 0 done; 2 bad usage or an error, which stands on stderr as `error [code]: message`; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from elder_core import console, pipeline
+from elder_core.inspection import Sources
+from elder_core.registry import METHODS, find_method
+from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
+SOURCES = Sources(allow_paths=True)
+
+Model = Annotated[str, typer.Option(help="Checkpoint folder, builtin:NAME, or hub id OWNER/NAME.")]
+Ratio = Annotated[float | None, typer.Option(help="Share of the layers to remove.")]
+LayersToRemove = Annotated[int | None, typer.Option(help="How many layers to remove.")]
+Layers = Annotated[str | None, typer.Option(help="Exactly these layers, such as 3,7; selection is skipped.")]
+Calibration = Annotated[str, typer.Option(help="Text to learn from: .txt, .jsonl with a text field, or builtin:NAME.")]
+Evaluation = Annotated[str, typer.Option(help="Text to measure on, in the same forms, unseen by calibration.")]
+MethodName = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A parameter of the method, or calibration.…, evaluation.…, output.…."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+CALIBRATION = CalibrationSpec().source
+EVALUATION = EvaluationSpec().source
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, report.json and report.html.")],
+    ratio: Ratio = None,
+    layers_to_remove: LayersToRemove = None,
+    layers: Layers = None,
+    calibration: Calibration = CALIBRATION,
+    evaluation: Evaluation = EVALUATION,
+    method: MethodName = "elder",
+    settings: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Remove layers from a model."""
+    with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
+        spec = _spec(model, _target(ratio, layers_to_remove, layers), calibration, evaluation, method, settings, seed)
+        report = pipeline.run(
+            spec,
+            model_dir=out,
+            report_dir=out,
+            sources=SOURCES,
+            device=device,
+            progress=progress,
+            cancelled=cancelled,
+        )
+    _print_warnings(report.warnings)
+    Console().print(console.report_table(report))
+    Console(soft_wrap=True).print(f"Checkpoint and report: {out}", highlight=False)
+
+
+@app.command()
+def plan(
+    model: Model,
+    ratio: Ratio = None,
+    layers_to_remove: LayersToRemove = None,
+    layers: Layers = None,
+    calibration: Calibration = CALIBRATION,
+    evaluation: Evaluation = EVALUATION,
+    method: MethodName = "elder",
+    settings: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Show the weight of every layer and which would go. Nothing is written."""
+    with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
+        spec = _spec(model, _target(ratio, layers_to_remove, layers), calibration, evaluation, method, settings, seed)
+        found = pipeline.plan(spec, sources=SOURCES, device=device, progress=progress, cancelled=cancelled)
+    _print_warnings(found.warnings)
+    Console().print(console.layers_table(found.layers, found.weight_label))
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Evaluation = EVALUATION,
+    samples: Annotated[int | None, typer.Option(min=1, help="Sequences to use, the text's first.")] = None,
+    speed: Annotated[bool, typer.Option(help="Measure speed and memory too.")] = True,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure one checkpoint."""
+    with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
+        wanted = EvaluationSpec(source=data, speed=speed, generation=False, samples=samples)
+        found = pipeline.measure(
+            ModelRef(id=model), wanted, sources=SOURCES, device=device, progress=progress, cancelled=cancelled
+        )
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        Console().print(console.measurement_table(found, f"{model} on {data}"))
+
+
+def _target(ratio: float | None, layers_to_remove: int | None, layers: str | None) -> dict[str, Any]:
+    try:
+        named = None if layers is None else [int(layer) for layer in layers.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--layers {layers!r} is no list of layer numbers such as 3,7.") from None
+    return {"ratio": ratio, "layers_to_remove": layers_to_remove, "layers": named}
+
+
+def _spec(
+    model: str,
+    target: dict[str, Any],
+    calibration: str,
+    evaluation: str,
+    method: str,
+    settings: Sequence[str] | None,
+    seed: int,
+) -> JobSpec:
+    """The job that the options describe.
+
+    Raises:
+        UnknownMethod: there is no such method.
+        typer.BadParameter: an option has a value that does not do.
+    """
+    parts: dict[str, dict[str, Any]] = {
+        "method": {"name": find_method(method).name},
+        "calibration": {"source": calibration},
+        "evaluation": {"source": evaluation},
+        "output": {},
+    }
+    for setting in settings or ():
+        section, key, value = _setting(setting, tuple(parts))
+        parts[section][key] = value
+    try:
+        return JobSpec.model_validate({"model": {"id": model}, "seed": seed, **target, **parts})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != method)
+        raise typer.BadParameter(f"{where}: {first['msg']}.") from error
+
+
+def _setting(setting: str, sections: Sequence[str]) -> tuple[str, str, Any]:
+    """Section, key and value of `[SECTION.]KEY=VALUE`; a value is JSON where it reads as such, text otherwise."""
+    path, equals, text = setting.partition("=")
+    section, dot, key = path.rpartition(".")
+    if not equals or not key or (dot and section not in sections):
+        raise typer.BadParameter(f"--set {setting!r}: give KEY=VALUE, with one of {', '.join(sections)} before a dot.")
+    try:
+        return section or "method", key, json.loads(text)
+    except json.JSONDecodeError:
+        return section or "method", key, text
+
+
+def _print_warnings(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m elder_core")

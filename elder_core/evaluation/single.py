@@ -1,0 +1,63 @@
+"""One model by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from elder_core.evaluation.memory import peak_memory
+from elder_core.evaluation.quality import quality
+from elder_core.evaluation.speed import compare_speed, workload
+from elder_core.spec import Measurement, Progress, Stage
+from elder_core.surgery import decoder_layers
+from elder_core.weight_files import checkpoint_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STEPS = 100  # a part of the progress
+
+
+def evaluate_one(
+    model: PreTrainedModel,
+    *,
+    path: Path,
+    windows: torch.Tensor,
+    bytes_per_token: float,
+    speed: bool,
+    progress: Callable[[Progress], None] = lambda _: None,
+    check_cancelled: Callable[[], None] = lambda: None,
+) -> Measurement:
+    """Measure `model`, saved in `path`, on `windows` `[n, seq]`; with its speed and memory where `speed` is set.
+
+    Raises:
+        NonFiniteLoss, OutOfMemory, MeasurementFailed: see each.
+        Whatever `check_cancelled` raises.
+    """
+    total = STEPS * (1 + speed)
+
+    def part(done: int) -> Callable[[float], None]:
+        def tick(share: float) -> None:
+            check_cancelled()
+            progress(Progress(stage=Stage.EVALUATING, step=done + round(share * STEPS), total=total))
+
+        return tick
+
+    found = quality(model, windows, bytes_per_token, tick=part(0))
+    measurement = Measurement(
+        layers=len(decoder_layers(model)),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes_on_disk=checkpoint_bytes(path),
+        perplexity=found.perplexity,
+        bits_per_byte=found.bits_per_byte,
+    )
+    if not speed:
+        return measurement
+    work = workload(model, windows)
+    timed = compare_speed(model, model, (), work, tick=part(STEPS)).before
+    used = peak_memory(path, model.device, work.prompt[0].tolist(), check_cancelled=check_cancelled)
+    return measurement.model_copy(update={**asdict(timed), "peak_memory_bytes": used})

@@ -1,0 +1,145 @@
+"""Real worker processes and what happens to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from tests.integration.service import Service, endless, running_steps, start_api
+
+ENDED = {"succeeded", "failed", "cancelled", "expired"}
+
+
+def ended(job: dict[str, object]) -> bool:
+    return job["status"] in ENDED
+
+
+def child_of(worker: subprocess.Popen[bytes], job_id: str) -> psutil.Process:
+    """The job's own process: its log file, in the job's scratch folder, is its standard output."""
+    for process in psutil.Process(worker.pid).children(recursive=True):
+        if job_id in os.readlink(f"/proc/{process.pid}/fd/1"):
+            return process
+    raise AssertionError(f"no process of {job_id}")
+
+
+def test_a_job_from_submission_to_download(service: Service, tmp_path: Path) -> None:
+    service.worker()
+    job_id = service.submit(metadata={"team": "a"})
+    job = service.wait(job_id, ended)
+    assert job["status"] == "succeeded", (job["error"], service.logs())
+    assert job["result"]["layers_after"] == 4
+    assert [entry["stage"] for entry in job["stage_history"]][:3] == ["resolving", "loading", "calibrating"]
+    assert service.events(job_id) == ["job.created", "job.started", "job.succeeded"]
+    for file in service.get(f"/v1/jobs/{job_id}/artifacts")["data"]:
+        target = tmp_path / "download" / file["name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(httpx2.get(file["download_url"]).content)
+        assert target.stat().st_size == file["size_bytes"]
+    report = service.get(f"/v1/jobs/{job_id}/report")
+    assert report == json.loads((tmp_path / "download" / "report.json").read_text())
+    assert report["evaluation"]["after"]["layers"] == 4
+    load = (
+        "import sys; from transformers import AutoModelForCausalLM as A; "
+        "print(A.from_pretrained(sys.argv[1]).config.num_hidden_layers)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", load, tmp_path / "download" / "model"], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "4"
+    scratch = Path(service.environment["ELDER_DATA_DIR"]) / "scratch"
+    assert not list(scratch.rglob("attempt-*"))
+
+
+def test_cancel_while_it_runs(service: Service) -> None:
+    worker = service.worker()
+    job_id = service.submit(**endless())
+    service.wait(job_id, running_steps)
+    child = child_of(worker, job_id)
+    assert service.post(f"/v1/jobs/{job_id}/cancel")["status"] == "cancelling"
+    job = service.wait(job_id, ended)
+    assert job["status"] == "cancelled"
+    assert not child.is_running()
+    assert service.events(job_id)[-2:] == ["job.cancelling", "job.cancelled"]
+
+
+def test_a_killed_child_is_told_of_and_tried_again(service: Service) -> None:
+    service.environment["ELDER_MAX_ATTEMPTS"] = "2"
+    start_api(service, "api")
+    worker = service.worker()
+    job_id = service.submit(**endless())
+    for attempt in (1, 2):
+        service.wait(job_id, lambda job, attempt=attempt: running_steps(job) and job["attempt"] == attempt)
+        child_of(worker, job_id).kill()
+    job = service.wait(job_id, ended)
+    assert job["status"] == "failed"
+    assert job["error"]["code"] == "runner_died"
+    assert job["error"]["stage"] == "selecting"
+    assert job["error"]["details"]["signal"] == "SIGKILL"
+    assert job_id in job["error"]["details"]["log_tail"][0]
+    assert service.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started", "job.failed"]
+
+
+def test_a_killed_worker_costs_only_its_lease(service: Service) -> None:
+    worker = service.worker()
+    job_id = service.submit(**endless())
+    service.wait(job_id, running_steps)
+    child = child_of(worker, job_id)
+    worker.kill()
+    worker.wait()
+    service.wait_for(child.is_running, lambda alive: not alive)
+    service.worker()
+    service.wait(job_id, lambda job: running_steps(job) and job["attempt"] == 2)
+    assert service.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started"]
+
+
+def test_a_worker_told_to_stop_gives_its_job_back(service: Service) -> None:
+    worker = service.worker()
+    job_id = service.submit(**endless())
+    service.wait(job_id, running_steps)
+    processes = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+    worker.terminate()
+    worker.wait(15)
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert not alive
+    job = service.job(job_id)
+    assert job["status"] == "queued", service.logs()
+    assert service.events(job_id)[-1] == "job.requeued"
+
+
+def test_a_job_that_takes_too_long_is_ended(service: Service) -> None:
+    service.worker()
+    job = service.wait(service.submit(**endless(max_runtime_seconds=2)), ended)
+    assert (job["status"], job["error"]["code"]) == ("failed", "runtime_exceeded")
+
+
+def test_the_jobs_own_error_is_told(service: Service) -> None:
+    service.worker()
+    job = service.wait(service.submit(method={"learning_rate": 1.0, "loss": "cross_entropy", "updates": 400}), ended)
+    assert (job["status"], job["attempt"]) == ("failed", 1)
+    assert job["error"]["code"] == "non_finite_loss"
+
+
+def test_serve_stops_everything_it_started(tmp_path: Path, model_root: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    environment = {**os.environ, "ELDER_DATA_DIR": str(tmp_path / "data"), "ELDER_MODEL_ROOTS": str(model_root)}
+    service = Service(environment, folder)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        server = start_api(service, "serve")
+        job_id = service.submit(**endless())
+        service.wait(job_id, running_steps)
+        processes = psutil.Process(server.pid).children(recursive=True)
+        assert len(processes) >= 3
+        started = time.monotonic()
+        server.send_signal(number)
+        server.wait(10)
+        _, alive = psutil.wait_procs(processes, timeout=max(0.0, 10 - (time.monotonic() - started)))
+        assert not alive

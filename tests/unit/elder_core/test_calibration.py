@@ -1,0 +1,109 @@
+"""From documents to windows and batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from elder_core.calibration.batches import batch_at, epochs_needed
+from elder_core.calibration.windows import (
+    calibration_windows,
+    evaluation_text,
+    shared_documents,
+    token_stream,
+    window_length,
+)
+from elder_core.errors import SequenceTooLong, TextEmpty, TextTooShort
+
+END = 0
+
+
+def test_every_document_is_closed_by_the_end_of_text(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    stream = token_stream(["ab", "", "c"], tiny_tokenizer)
+    a, b, c = (tiny_tokenizer(letter)["input_ids"][0] for letter in "abc")
+    assert stream.tolist() == [a, b, END, c, END]
+    assert stream.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("special", "expected"), [({"bos_token": "<|endoftext|>"}, [END, -1, -1, END, -1]), ({}, [-1, -1, -1])]
+)
+def test_without_an_end_of_text_documents_begin_or_touch(
+    tiny_tokenizer: PreTrainedTokenizerFast, special: dict[str, str], expected: list[int]
+) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer, **special)
+    stream = token_stream(["ab", "c"], tokenizer)
+    assert [token if token == END else -1 for token in stream.tolist()] == expected
+
+
+def test_text_without_a_token_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TextEmpty) as caught:
+        token_stream(["", ""], tiny_tokenizer, field="evaluation")
+    assert caught.value.loc == ("evaluation", "source")
+
+
+def test_calibration_windows_are_whole_shuffled_and_few(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    stream = torch.arange(103)
+    windows = calibration_windows(stream, 10, seed=1)
+    assert windows.shape == (10, 10)
+    assert sorted(windows[:, 0].tolist()) == list(range(0, 100, 10))
+    assert windows[:, 0].tolist() != list(range(0, 100, 10))
+    assert torch.equal(calibration_windows(stream, 10, samples=3, seed=1), windows[:3])
+    assert torch.equal(calibration_windows(stream, 10, samples=99, seed=1), windows)
+    assert not torch.equal(calibration_windows(stream, 10, seed=2), windows)
+
+
+def test_too_short_a_text_says_how_much_is_missing() -> None:
+    with pytest.raises(TextTooShort, match=r"has 9 tokens, but one sequence needs 10"):
+        calibration_windows(torch.arange(9), 10)
+
+
+def test_evaluation_text_is_in_order_with_its_bytes_per_token(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    text = evaluation_text(["abcdé", "fg"], tiny_tokenizer, 4)
+    ids = tiny_tokenizer("abcdé")["input_ids"] + [END] + tiny_tokenizer("fg")["input_ids"] + [END]
+    assert text.windows.flatten().tolist() == ids[:8]
+    assert text.bytes_per_token == 8 / 10  # é is two bytes and two tokens
+    assert len(evaluation_text(["abcdé", "fg"], tiny_tokenizer, 4, samples=1).windows) == 1
+
+
+@pytest.mark.parametrize(
+    ("requested", "limit", "expected"), [(None, 64, 64), (None, 9_000, 2_048), (None, None, 2_048), (9_000, None, 9_000)]
+)
+def test_window_length(requested: int | None, limit: int | None, expected: int) -> None:
+    assert window_length(requested, limit) == expected
+
+
+def test_a_window_above_the_models_limit_is_refused() -> None:
+    with pytest.raises(SequenceTooLong, match=r"65 tokens.*limit of 64") as caught:
+        window_length(65, 64)
+    assert caught.value.loc == ("calibration", "sequence_length")
+
+
+def test_shared_documents_are_counted_without_white_space_at_the_ends() -> None:
+    assert shared_documents(["a", "b\n"], [" b", "c", "a", "a"]) == 3
+
+
+@given(samples=st.integers(1, 9), batch_size=st.integers(1, 20), steps=st.integers(1, 6), seed=st.integers(0, 2**31 - 1))
+def test_batches_go_through_every_sequence_before_any_comes_again(
+    samples: int, batch_size: int, steps: int, seed: int
+) -> None:
+    windows = torch.arange(samples).unsqueeze(1)
+    seen = torch.cat([batch_at(windows, step, batch_size, seed) for step in range(steps)]).flatten()
+    assert len(seen) == steps * batch_size
+    for epoch in range(0, len(seen) - samples + 1, samples):
+        assert sorted(seen[epoch : epoch + samples].tolist()) == list(range(samples))
+
+
+def test_epochs_differ_in_order_and_depend_on_the_seed() -> None:
+    windows = torch.arange(100).unsqueeze(1)
+    first, second = batch_at(windows, 0, 100, 0), batch_at(windows, 1, 100, 0)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, batch_at(windows, 0, 100, 1))
+    assert torch.equal(first, batch_at(windows, 0, 100, 0))
+
+
+def test_epochs_needed() -> None:
+    assert epochs_needed(10, steps=5, batch_size=4) == 2

@@ -1,0 +1,229 @@
+"""Models from the hub, against a small server that speaks the part of its protocol that the real client uses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from elder_core import checkpoints
+from elder_core.errors import (
+    HubUnreachable,
+    InvalidCheckpoint,
+    ModelNotFound,
+    PickledWeights,
+    QuantizedCheckpoint,
+    UnsupportedArchitecture,
+)
+from elder_core.inspection import Sources
+from elder_core.spec import ModelRef
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One model, `team/model`, whose only commit is COMMIT."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        path = self.path.partition("?")[0]
+        if self.server.failure is not None:
+            return self.answer(*self.server.failure)
+        if path == "/api/models/team/model":
+            return self.answer_info("main")
+        if not path.startswith(("/api/models/team/model/", "/team/model/")):
+            return self.answer(404, {"X-Error-Code": "RepoNotFound"})
+        if path.startswith("/api/models/team/model/revision/"):
+            return self.answer_info(path.rpartition("/")[2])
+        if path.startswith("/api/models/team/model/tree/"):
+            return self.answer(200, body=json.dumps([self.entry(file) for file in self.files()]).encode())
+        return self.answer_file(path.removeprefix(f"/team/model/resolve/{COMMIT}/"))
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def answer_info(self, revision):
+        if revision not in ("main", COMMIT):
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        siblings = [{"rfilename": file.name} for file in self.files()]
+        return self.answer(200, body=json.dumps({"id": "team/model", "sha": COMMIT, "siblings": siblings}).encode())
+
+    def answer_file(self, name):
+        content = (self.server.folder / name).read_bytes()
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        return self.answer(200, {"X-Repo-Commit": COMMIT, "ETag": etag}, content)
+
+    def answer(self, status, headers=None, body=b""):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def files(self):
+        return sorted(self.server.folder.iterdir())
+
+    def entry(self, file):
+        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tiny_checkpoint, tmp_path, monkeypatch):
+    """The running server; a test may change `folder`, set `failure` and read `asked`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "hub"))
+    server.failure, server.asked = None, []
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def sources(tmp_path):
+    return Sources(hub_cache=tmp_path / "cache")
+
+
+def resolve(sources, model_id="team/model", revision=None):
+    return checkpoints.resolve(ModelRef(id=model_id, revision=revision), sources)
+
+
+def edit_config(hub, **changes):
+    path = hub.folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def downloaded(sources):
+    return {file.name for file in sources.hub_cache.rglob("snapshots/*/*")}
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_a_revision_becomes_a_commit(hub, sources, revision, tiny_checkpoint):
+    found = resolve(sources, revision=revision)
+    assert found.revision == COMMIT
+    assert found.info.layers == 6
+    assert (found.path / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
+
+
+def test_only_what_a_checkpoint_needs_is_downloaded(hub, sources):
+    for name in (
+        "pytorch_model.bin",
+        "modeling.py",
+        "consolidated.safetensors",
+        "data.parquet",
+        "LICENSE",
+        "README.md",
+    ):
+        (hub.folder / name).write_text("x")
+    resolve(sources)
+    assert downloaded(sources) == {
+        "LICENSE",
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"model_type": "mamba"}, UnsupportedArchitecture),
+        ({"quantization_config": {"bits": 4}}, QuantizedCheckpoint),
+        ({"num_hidden_layers": 0}, InvalidCheckpoint),
+    ],
+)
+def test_a_bad_config_is_refused_before_any_weights_are_fetched(hub, sources, changes, error):
+    edit_config(hub, **changes)
+    with pytest.raises(error):
+        resolve(sources)
+    assert downloaded(sources) == {"config.json"}
+
+
+def test_pickled_weights_are_refused_by_name(hub, sources):
+    (hub.folder / "model.safetensors").rename(hub.folder / "pytorch_model.bin")
+    with pytest.raises(PickledWeights):
+        resolve(sources)
+    assert not any("/resolve/" in path for path in hub.asked)
+
+
+def test_a_repository_without_config_is_no_checkpoint(hub, sources):
+    (hub.folder / "config.json").unlink()
+    with pytest.raises(InvalidCheckpoint, match=r"team/model has no config\.json"):
+        resolve(sources)
+
+
+def test_unknown_model(hub, sources):
+    with pytest.raises(ModelNotFound, match=r"no model other/model on the hub.*HF_TOKEN") as caught:
+        resolve(sources, "other/model")
+    assert caught.value.loc == ("model", "id")
+
+
+def test_name_that_no_hub_model_can_have(hub, sources):
+    with pytest.raises(ModelNotFound):
+        resolve(sources, "team/a--b")
+    assert hub.asked == []
+
+
+def test_unknown_revision(hub, sources):
+    with pytest.raises(ModelNotFound, match=r"team/model has no revision 'v9'") as caught:
+        resolve(sources, revision="v9")
+    assert caught.value.loc == ("model", "revision")
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ((403, {"X-Error-Code": "GatedRepo"}), "is gated: accept its terms"),
+        ((401, {"X-Error-Message": "Invalid credentials in Authorization header"}), "status 401"),
+        ((403, {"X-Error-Message": "Access to this resource is disabled."}), "no model"),
+    ],
+)
+def test_no_access(hub, sources, failure, message):
+    hub.failure = failure
+    with pytest.raises(ModelNotFound, match=message):
+        resolve(sources)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_in_trouble_may_be_tried_again(hub, sources, status):
+    hub.failure = (status, {})
+    with pytest.raises(HubUnreachable, match=f"status {status}") as caught:
+        resolve(sources)
+    assert caught.value.retryable
+
+
+def test_a_hub_that_is_not_there_may_be_tried_again(hub, sources, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubUnreachable, match="give a local model") as caught:
+        resolve(sources)
+    assert caught.value.retryable
+
+
+def test_offline_what_is_cached_is_used(hub, sources, monkeypatch):
+    online = resolve(sources, revision="main")
+    hub.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve(sources, revision=COMMIT) == online
+    with pytest.raises(HubUnreachable):
+        resolve(sources, "other/model")
+    assert hub.asked == []

@@ -1,0 +1,91 @@
+"""The methods' tensor functions against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elder_core.methods.mathematics import (
+    annealed_gate,
+    block_influence,
+    delta_norm,
+    kl_divergence,
+    learning_rate_at,
+    next_token_cross_entropy,
+    proximal_step,
+    ranking,
+    soft_threshold,
+)
+from elder_core.spec import Norm
+
+
+def test_soft_threshold() -> None:
+    values = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0])
+    torch.testing.assert_close(soft_threshold(values, 0.75), torch.tensor([-1.25, 0.0, 0.0, 0.0, 1.25]))
+
+
+def test_proximal_step() -> None:
+    weights, gradient = torch.tensor([1.0, 0.5, 0.05, 1.0]), torch.tensor([2.0, -1.0, 0.0, -9.0])
+    # steps of −0.1 · gradient to 0.8, 0.6, 0.05, 1.9; threshold 0.1 · 0.7 = 0.07; clamp
+    found = proximal_step(weights, gradient, learning_rate=0.1, penalty=0.7)
+    torch.testing.assert_close(found, torch.tensor([0.73, 0.53, 0.0, 1.0]))
+
+
+def test_cross_entropy_predicts_the_next_token() -> None:
+    ids = torch.tensor([[0, 1, 0]])
+    logits = torch.tensor([[[0.0, math.log(3)], [0.0, 0.0], [50.0, -50.0]]])
+    # token 1 with probability 3/4, then token 0 with 1/2; the last position predicts nothing
+    assert next_token_cross_entropy(logits, ids).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+
+
+def test_kl_divergence_is_the_mean_over_tokens_from_the_teacher() -> None:
+    teacher = torch.log(torch.tensor([[[0.5, 0.5], [0.9, 0.1]]]))
+    model = torch.log(torch.tensor([[[0.25, 0.75], [0.9, 0.1]]]))
+    expected = (0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)) / 2
+    assert kl_divergence(model, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert kl_divergence(model + 3, model).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"), [(Norm.L1, (3 + 4 + 0 + 0) / 4), (Norm.L2, 5 / 2), (Norm.RELATIVE, (25 / 4 + 0) / 2)]
+)
+def test_delta_norm(norm: Norm, expected: float) -> None:
+    x = torch.tensor([[[2.0, 0.0], [1.0, 1.0]]])
+    y = torch.tensor([[[5.0, -4.0], [1.0, 1.0]]])
+    assert delta_norm(x, y, norm=norm).item() == pytest.approx(expected)
+
+
+def test_relative_norm_of_a_zero_state_is_finite() -> None:
+    assert delta_norm(torch.zeros(1, 1, 2), torch.ones(1, 1, 2), norm=Norm.RELATIVE).isfinite()
+
+
+def test_block_influence() -> None:
+    x = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    y = torch.tensor([[[7.0, 0.0], [0.0, 2.0]]])  # cosines 1 and 0
+    assert block_influence(x, y).item() == pytest.approx(0.5)
+
+
+def test_the_gate_falls_evenly_and_reaches_exactly_0() -> None:
+    assert [annealed_gate(update, 8, 0.5) for update in range(8)] == [0.75, 0.5, 0.25, 0, 0, 0, 0, 0]
+    assert annealed_gate(7, 8, 1.0) == 0
+    assert {annealed_gate(update, 8, 0) for update in range(8)} == {1.0}
+    assert annealed_gate(0, 1, 0.01) == 0
+
+
+@given(updates=st.integers(1, 300), peak=st.floats(1e-6, 1))
+def test_the_learning_rate_rises_to_its_peak_and_falls_without_reaching_0(updates: int, peak: float) -> None:
+    rates = [learning_rate_at(update, updates, peak) for update in range(updates)]
+    top = rates.index(max(rates))
+    assert rates[top] == pytest.approx(peak)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert min(rates) > 0
+
+
+def test_ranking_breaks_ties_by_the_path() -> None:
+    path = torch.tensor([[0.9, 0.5, 0.8, 0.2], [0.4, 0.0, 0.5, 0.1], [0.0, 0.0, 0.0, 0.3]])
+    assert ranking(path[-1], path) == [1, 0, 2, 3]

@@ -1,0 +1,205 @@
+"""What the methods choose and how they train, on tiny models."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from elder_core.errors import Cancelled, NonFiniteLoss
+from elder_core.methods.base import Context, Method
+from elder_core.methods.elder import selection
+from elder_core.methods.elder.method import Elder
+from elder_core.methods.shortgpt import ShortGpt
+from elder_core.monitor import Monitor
+from elder_core.registry import METHODS
+from elder_core.spec import ElderParameters, Gate, GateOptimizer, Loss, Norm, ShortGptParameters
+from elder_core.surgery import bypassed, decoder_layers
+
+QUICK = ElderParameters(gate_steps=6, gate_batch_size=2, updates=6, batch_size=2)
+PAPER = QUICK.model_copy(
+    update={
+        "gate": Gate.OUTPUT,
+        "gate_optimizer": GateOptimizer.ADAM,
+        "gate_loss": Loss.CROSS_ENTROPY,
+        "gate_penalty": 5e-3,
+        "layers_per_round": 1,
+        "loss": Loss.CROSS_ENTROPY,
+        "norm": Norm.L2,
+        "penalty": 1e-3,
+        "anneal_fraction": 0.0,
+    }
+)
+
+
+def context_of(model: PreTrainedModel, *, samples: int = 8, monitor: Monitor | None = None) -> Context:
+    windows = torch.randint(1, 257, (samples, 16), generator=torch.Generator().manual_seed(0))
+    return Context(model=model, windows=windows, seed=0, device=torch.device("cpu"), monitor=monitor or Monitor())
+
+
+def idle(model: PreTrainedModel, *indices: int) -> None:
+    """Make layers of a Llama the identity by their weights: what selection should find."""
+    for index in indices:
+        layer = decoder_layers(model)[index]
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+
+
+def state(model: PreTrainedModel) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+METHODS_TO_TEST = [
+    pytest.param(ShortGpt(ShortGptParameters(batch_size=3)), id="shortgpt"),
+    pytest.param(Elder(QUICK), id="elder"),
+    pytest.param(Elder(QUICK.model_copy(update={"layers_per_round": 1})), id="elder-iterative"),
+    pytest.param(Elder(PAPER), id="elder-paper"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS_TO_TEST)
+def test_selection_leaves_the_model_as_it_was(tiny_llama: PreTrainedModel, method: Method) -> None:
+    before = state(tiny_llama)
+    found = method.select(context_of(tiny_llama), 2)
+    assert len(found.removed) == 2
+    assert list(found.removed) == sorted(set(found.removed))
+    assert found.weights is not None
+    assert len(found.weights) == 6
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny_llama.state_dict().items())
+    assert all(parameter.requires_grad for parameter in tiny_llama.parameters())
+    assert not any(layer._forward_hooks for layer in decoder_layers(tiny_llama))
+
+
+@pytest.mark.parametrize("method", METHODS_TO_TEST[:3])
+def test_layers_that_do_nothing_are_found(tiny_llama: PreTrainedModel, method: Method) -> None:
+    idle(tiny_llama, 1, 4)
+    assert method.select(context_of(tiny_llama), 2).removed == (1, 4)
+
+
+@pytest.mark.parametrize("method", METHODS_TO_TEST)
+def test_the_same_seed_gives_the_same_run(tiny_llama: PreTrainedModel, method: Method) -> None:
+    twin = copy.deepcopy(tiny_llama)
+    results = []
+    for model in (tiny_llama, twin):
+        found = method.select(context_of(model), 2)
+        results.append((found, method.regularize(context_of(model), found.removed)))
+    assert results[0] == results[1]
+    assert all(torch.equal(a, b) for a, b in zip(tiny_llama.parameters(), twin.parameters(), strict=True))
+
+
+def test_block_influence_is_the_mean_over_all_windows(tiny_llama: PreTrainedModel) -> None:
+    weights = [
+        ShortGpt(ShortGptParameters(batch_size=size)).select(context_of(tiny_llama), 1).weights for size in (1, 3, 8)
+    ]
+    assert weights[0] == pytest.approx(weights[1], abs=1e-6)
+    assert weights[0] == pytest.approx(weights[2], abs=1e-6)
+
+
+def test_iterative_selection_learns_again_for_every_round(tiny_llama: PreTrainedModel) -> None:
+    rounds = Elder(QUICK.model_copy(update={"layers_per_round": 2})).select(context_of(tiny_llama), 3)
+    assert [point.round for point in rounds.gate_path] == [0] * 6 + [1] * 6
+    last = rounds.gate_path[-1].weights
+    assert [layer for layer, weight in enumerate(last) if weight == 0 and layer in rounds.removed] != []
+
+
+def test_weights_stay_within_0_and_1_and_the_first_step_only_shrinks(tiny_llama: PreTrainedModel) -> None:
+    path = Elder(QUICK).select(context_of(tiny_llama), 2).gate_path
+    shrunk = 1 - QUICK.gate_learning_rate * QUICK.gate_penalty
+    assert path[0].weights == pytest.approx([shrunk] * 6, abs=1e-4)  # KL has no slope where nothing is gated
+    assert path[0].loss == pytest.approx(0, abs=1e-6)
+    assert all(0 <= weight <= 1 for point in path for weight in point.weights)
+
+
+def test_regularising_teaches_the_model_to_do_without(tiny_llama: PreTrainedModel) -> None:
+    removed = (2, 4)
+    context = context_of(tiny_llama)
+    dense = copy.deepcopy(tiny_llama)
+    before = _distance(dense, tiny_llama, context.windows, removed)
+    parameters = QUICK.model_copy(update={"updates": 30, "batch_size": 4, "learning_rate": 3e-3})
+    points = Elder(parameters).regularize(context, removed)
+    assert _distance(dense, tiny_llama, context.windows, removed) < before / 2
+    assert [point.update for point in points] == list(range(1, 31))
+    assert points[0].gate is not None
+    assert 0 < points[0].gate < 1
+    assert points[-1].gate == 0
+    assert points[0].penalty is not None
+    assert points[-1].penalty is None  # the layers are no longer computed
+
+
+def test_the_papers_form_keeps_the_layers_and_pulls_them_to_the_identity(tiny_llama: PreTrainedModel) -> None:
+    parameters = PAPER.model_copy(update={"updates": 20, "penalty": 10.0, "learning_rate": 3e-3})
+    points = Elder(parameters).regularize(context_of(tiny_llama), (2, 3))
+    assert {point.gate for point in points} == {1.0}
+    penalties = [point.penalty for point in points if point.penalty is not None]
+    assert len(penalties) == 20
+    assert penalties[-1] < penalties[0] / 2
+
+
+def test_bypassed_layers_are_not_trained_once_their_weight_is_0(tiny_llama: PreTrainedModel) -> None:
+    parameters = QUICK.model_copy(update={"updates": 3, "anneal_fraction": 0.01})
+    before = state(tiny_llama)
+    Elder(parameters).regularize(context_of(tiny_llama), (2,))
+    after = tiny_llama.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if ".layers.2." in name)
+    assert not torch.equal(before["model.layers.1.mlp.up_proj.weight"], after["model.layers.1.mlp.up_proj.weight"])
+
+
+def test_no_updates_prune_without_regularising(tiny_llama: PreTrainedModel) -> None:
+    before = state(tiny_llama)
+    assert Elder(QUICK.model_copy(update={"updates": 0})).regularize(context_of(tiny_llama), (2,)) == ()
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny_llama.state_dict().items())
+
+
+def test_repeating_the_text_is_warned_of(tiny_llama: PreTrainedModel) -> None:
+    context = context_of(tiny_llama, samples=8)
+    Elder(QUICK).regularize(context, (1,))
+    assert "8 sequences, so stage 2 went through it 1.5 times" in context.monitor.warnings[0]
+
+
+@pytest.mark.parametrize("call", ["select", "regularize"])
+def test_a_loss_that_is_no_number_names_its_update(tiny_llama: PreTrainedModel, call: str) -> None:
+    with torch.no_grad():
+        decoder_layers(tiny_llama)[0].mlp.up_proj.weight[0] = float("nan")
+    method, context = Elder(QUICK), context_of(tiny_llama)
+    with pytest.raises(NonFiniteLoss, match=r"became nan at update 1"):
+        method.select(context, 2) if call == "select" else method.regularize(context, (1,))
+
+
+def test_a_rate_that_is_far_too_high_is_found_out(tiny_llama: PreTrainedModel) -> None:
+    with torch.no_grad():
+        for parameter in tiny_llama.parameters():
+            parameter.mul_(1e12)
+    with pytest.raises(NonFiniteLoss):
+        Elder(QUICK).regularize(context_of(tiny_llama), (1,))
+
+
+@pytest.mark.parametrize("method", METHODS_TO_TEST)
+def test_a_cancelled_selection_leaves_the_model_as_it_was(tiny_llama: PreTrainedModel, method: Method) -> None:
+    monitor = Monitor(cancelled=lambda: True)
+    with pytest.raises(Cancelled):
+        method.select(context_of(tiny_llama, monitor=monitor), 2)
+    assert all(parameter.requires_grad for parameter in tiny_llama.parameters())
+    assert not any(layer._forward_hooks for layer in decoder_layers(tiny_llama))
+
+
+def test_frozen_restores_only_what_was_learning(tiny_llama: PreTrainedModel) -> None:
+    tiny_llama.lm_head.weight.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in tiny_llama.parameters()]
+    with selection.frozen(tiny_llama):
+        assert not any(parameter.requires_grad for parameter in tiny_llama.parameters())
+    assert [parameter.requires_grad for parameter in tiny_llama.parameters()] == before
+
+
+@pytest.mark.parametrize("entry", METHODS.values(), ids=METHODS)
+def test_every_registered_method_can_be_loaded(entry: object) -> None:
+    assert isinstance(entry.load()(entry.parameters()), Method)  # type: ignore[attr-defined]
+
+
+def _distance(dense: PreTrainedModel, model: PreTrainedModel, windows: Tensor, removed: tuple[int, ...]) -> float:
+    """Mean squared difference of the logits, the layers `removed` bypassed in `model`."""
+    with torch.no_grad(), bypassed(model, removed):
+        mine = model(input_ids=windows, use_cache=False).logits
+        return float((mine - dense(input_ids=windows, use_cache=False).logits).square().mean())
