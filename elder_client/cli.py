@@ -40,6 +40,7 @@ EXIT_UNSUCCESSFUL = 1
 EXIT_REFUSED = 2
 EXIT_NO_SERVER = 3
 EXIT_INTERRUPTED = 130
+PIPE_WIDTH = 200
 
 connect: Callable[[str], ElderClient] = ElderClient
 """How a command gets its client; tests put another in its place."""
@@ -76,7 +77,7 @@ def exit_status(error: ElderClientError) -> int:
 def _print_error(error: ElderClientError) -> None:
     typer.echo(f"error [{error.code}]: {error.message}", err=True)
     for item in error.errors if isinstance(error, ElderApiError) else ():
-        if item.message != error.message:
+        if item.message not in error.message:
             typer.echo(f"  {'.'.join(map(str, item.loc)) or 'request'}: {item.message}", err=True)
 
 
@@ -166,7 +167,7 @@ def list_(
     if as_json:
         _print_json([_document(job) for job in jobs])
     else:
-        Console().print(display.jobs_table(jobs) if jobs else "No jobs.")
+        _console().print(display.jobs_table(jobs) if jobs else "No jobs.")
 
 
 @app.command()
@@ -214,7 +215,7 @@ def report(
     if as_json:
         _print_json(_document(found))
     else:
-        Console().print(display.report_table(found))
+        _console().print(display.report_table(found))
 
 
 @app.command()
@@ -251,11 +252,11 @@ def methods(as_json: Json = False, server: Server = DEFAULT_SERVER) -> None:
     if as_json:
         _print_json([_document(method) for method in found])
     else:
-        Console().print(display.methods_table(found))
+        _console().print(display.methods_table(found))
 
 
 def _follow(client: ElderClient, job_id: str) -> Job:
-    with display.Follower(Console()) as follower:
+    with display.Follower(_console()) as follower:
         for event in client.stream_events(job_id):
             follower.show(event)
     return client.wait_for_job(job_id, check=False)
@@ -273,7 +274,13 @@ def _print_job(job: Job, *, as_json: bool) -> None:
     if as_json:
         _print_json(_document(job))
     else:
-        Console().print(display.job_table(job))
+        _console().print(display.job_table(job))
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, tables are as wide as they need to be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
 
 
 def _document(model: BaseModel) -> Any:

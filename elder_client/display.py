@@ -95,7 +95,10 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
 
 
 def jobs_table(jobs: Iterable[Job]) -> Table:
-    table = Table("Job", "State", "Stage", "Model", "Method", "Age", "Perplexity", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Job", no_wrap=True)  # to be copied whole
+    for heading in ("State", "Stage", "Model", "Method", "Age", "Perplexity"):
+        table.add_column(heading)
     for job in jobs:
         table.add_row(
             job.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from elder_core.architectures import table
 from elder_core.errors import InvalidCheckpoint, ModelNotFound, OutputExists
 from elder_core.hub import TOKENIZER_PATTERNS, fetch
 from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
@@ -108,7 +110,7 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
             ignore_mismatched_sizes=True,  # only so that they are reported below
             output_loading_info=True,
         )
-    _check_loading(loading)
+    _check_loading(loading, table.find(resolved.info.model_type).obsolete)
     tokenizer = _load_tokenizer(resolved.path)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
@@ -120,14 +122,16 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
     return LoadedModel(model.to(device).eval(), tokenizer, resolved)
 
 
-def _check_loading(loading: dict[str, Any]) -> None:
+def _check_loading(loading: dict[str, Any], obsolete: tuple[str, ...]) -> None:
     """Refuse weights that do not fit the config: transformers would fill the gaps with random numbers."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if loading.get(kind):
-            first = sorted(map(str, loading[kind]))[0]
+        found = sorted(str(key) for key in loading.get(kind, ()))
+        if kind == "unexpected_keys":
+            found = [key for key in found if not any(re.search(pattern, key) for pattern in obsolete)]
+        if found:
             raise InvalidCheckpoint(
-                f"Config and weights do not belong together: {len(loading[kind])} {kind.replace('_', ' ')}, such as "
-                f"{first}.",
+                f"Config and weights do not belong together: {len(found)} {kind.replace('_', ' ')}, such as "
+                f"{found[0]}.",
                 loc=("model", "id"),
             )
 

@@ -36,7 +36,8 @@ class Architecture:
     its `ModuleList` of decoder layers. The other fields name config fields as `config.json` writes them:
     `count` the number of layers, `hidden` the width, `positions` the longest sequence (None: no limit).
     `per_layer` are lists with one entry for each layer. `thresholds` are layer indices from which on layers differ.
-    `refusals` are settings under which removing a layer would change the layers that stay.
+    `refusals` are settings under which removing a layer would change the layers that stay. `obsolete` are patterns of
+    tensors that old checkpoints hold and that mean nothing any more.
     """
 
     model_type: str
@@ -48,6 +49,7 @@ class Architecture:
     per_layer: tuple[str, ...] = ("layer_types",)
     thresholds: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
+    obsolete: tuple[str, ...] = ()
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -71,6 +73,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                     "attention is divided by the layer's index, which removal changes",
                 ),
             ),
+            obsolete=(r"\.attn\.masked_bias$",),  # once the number that masked
         ),
         Architecture("gpt_neox", "GPTNeoXForCausalLM", "gpt_neox.layers"),
         Architecture("opt", "OPTForCausalLM", "model.decoder.layers"),

@@ -79,7 +79,7 @@ def calibration_windows(stream: Tensor, length: int, *, samples: int | None = No
 def evaluation_text(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, *, samples: int | None = None
 ) -> EvaluationText:
-    """The first windows of `documents`, at most `samples`, in order; None means all.
+    """Windows of `documents`, at most `samples`, in order and spread evenly over the whole text; None means all.
 
     Raises:
         TextEmpty, TextTooShort: there is no text, or less than one window of it.
@@ -87,7 +87,9 @@ def evaluation_text(
     stream = token_stream(documents, tokenizer, field="evaluation")
     windows = _cut(stream, length, field="evaluation")
     text_bytes = sum(len(document.encode()) for document in documents)
-    return EvaluationText(windows[:samples], text_bytes / len(stream))
+    count = len(windows) if samples is None else min(samples, len(windows))
+    spread = torch.arange(count) * len(windows) // count
+    return EvaluationText(windows[spread], text_bytes / len(stream))
 
 
 def shared_documents(calibration: Sequence[str], evaluation: Sequence[str]) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx2
 
+from elder_service.processes import die_with_parent
+
 START_SECONDS = 60
 WAIT_SECONDS = 90
 
@@ -24,6 +26,7 @@ FAST = {
     "ELDER_CLAIM_SECONDS": "0.5",
     "ELDER_MAINTENANCE_SECONDS": "0.5",
     "ELDER_RETRY_DELAY_SECONDS": "0.1",
+    "ELDER_MAX_ATTEMPTS": "2",
 }
 
 
@@ -46,12 +49,22 @@ class Service:
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
                 start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # nothing is left when pytest itself is killed
             )
         self.processes.append(process)
         return process
 
     def worker(self) -> subprocess.Popen[bytes]:
-        return self.server("worker")
+        """The worker: the one that is there, or a new one."""
+        alive = [process for process in self.processes if process.args[3] == "worker" and process.poll() is None]  # type: ignore[index]
+        return alive[0] if alive else self.server("worker")
+
+    def cancel_all(self) -> None:
+        """Leave no job for the next test."""
+        for state in ("queued", "running", "cancelling"):
+            for found in self.get(f"/v1/jobs?status={state}")["data"]:
+                self.post(f"/v1/jobs/{found['id']}/cancel")
+        self.wait_for(lambda: self.get("/v1/jobs?status=cancelling")["data"], lambda left: not left)
 
     def logs(self) -> str:
         return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))

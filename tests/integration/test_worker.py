@@ -25,7 +25,7 @@ def ended(job: dict[str, object]) -> bool:
 def child_of(worker: subprocess.Popen[bytes], job_id: str) -> psutil.Process:
     """The job's own process: its log file, in the job's scratch folder, is its standard output."""
     for process in psutil.Process(worker.pid).children(recursive=True):
-        if job_id in os.readlink(f"/proc/{process.pid}/fd/1"):
+        if job_id in str(Path(f"/proc/{process.pid}/fd/1").readlink()):
             return process
     raise AssertionError(f"no process of {job_id}")
 
@@ -55,7 +55,7 @@ def test_a_job_from_submission_to_download(service: Service, tmp_path: Path) -> 
     )
     assert loaded.stdout.strip() == "4"
     scratch = Path(service.environment["ELDER_DATA_DIR"]) / "scratch"
-    assert not list(scratch.rglob("attempt-*"))
+    service.wait_for(lambda: list(scratch.rglob("attempt-*")), lambda left: not left)
 
 
 def test_cancel_while_it_runs(service: Service) -> None:
@@ -71,8 +71,6 @@ def test_cancel_while_it_runs(service: Service) -> None:
 
 
 def test_a_killed_child_is_told_of_and_tried_again(service: Service) -> None:
-    service.environment["ELDER_MAX_ATTEMPTS"] = "2"
-    start_api(service, "api")
     worker = service.worker()
     job_id = service.submit(**endless())
     for attempt in (1, 2):
@@ -96,7 +94,7 @@ def test_a_killed_worker_costs_only_its_lease(service: Service) -> None:
     worker.wait()
     service.wait_for(child.is_running, lambda alive: not alive)
     service.worker()
-    service.wait(job_id, lambda job: running_steps(job) and job["attempt"] == 2)
+    service.wait(job_id, lambda job: bool(running_steps(job)) and job["attempt"] == 2)
     assert service.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started"]
 
 

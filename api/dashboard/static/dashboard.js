@@ -49,6 +49,9 @@
     const button = event.target.querySelector("button[type=submit]");
     if (button) setTimeout(() => button.setAttribute("aria-disabled", "true"));
   });
+  window.addEventListener("pageshow", () => {
+    for (const button of document.querySelectorAll("[aria-disabled]")) button.removeAttribute("aria-disabled");
+  });
 
   showAges();
   setInterval(showAges, AGE_EVERY_MS);

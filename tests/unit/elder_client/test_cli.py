@@ -165,10 +165,9 @@ def test_the_server_comes_from_the_option_or_the_environment(
 
 
 def finished(status: str) -> list[Answer]:
-    body = job(
-        status, **({"result": RESULT} if status == "succeeded" else {}), error=ERROR if status == "failed" else None
-    )
-    progress = {"stage": "selecting", "step": 5, "total": 10, "fraction": 0.3, "metrics": {"loss": 2.5}}
+    failed: dict[str, Any] = {"error": ERROR} if status == "failed" else {}
+    body = job(status, result=RESULT if status == "succeeded" else None, **failed)
+    progress: dict[str, Any] = {"stage": "selecting", "step": 5, "total": 10, "fraction": 0.3, "metrics": {"loss": 2.5}}
     events = [
         event(1, "job.created"),
         event(2, "job.started", attempt=1),
@@ -176,7 +175,7 @@ def finished(status: str) -> list[Answer]:
         event(4, **progress),
         event(5, **progress | {"step": 6, "fraction": 0.31}),
         event(6, "job.requeued", reason="its worker was lost"),
-        event(7, f"job.{status}", **({"error": ERROR} if status == "failed" else {})),
+        event(7, f"job.{status}", **failed),
     ]
     return [stream(sse(*events)), answer(body)]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -34,7 +35,7 @@ def test_a_failure_names_its_code() -> None:
 def test_a_terminal_has_a_bar_below_the_lines() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
-    progress = {"stage": "selecting", "step": 5, "total": 10, "fraction": 0.5, "metrics": {"loss": 2.5}}
+    progress: dict[str, Any] = {"stage": "selecting", "step": 5, "total": 10, "fraction": 0.5, "metrics": {"loss": 2.5}}
     with Follower(console) as follower:
         for item in (event(1, "job.created"), event(2, "job.stage", stage="[x]"), event(3, **progress)):
             follower.show(JobEvent.model_validate(item))

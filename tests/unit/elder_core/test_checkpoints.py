@@ -238,6 +238,31 @@ class TestLoad:
         with pytest.raises(InvalidCheckpoint, match="1 unexpected keys, such as extra"):
             self.load(checkpoint)
 
+    @pytest.mark.parametrize(
+        ("family", "names"),
+        [
+            ("gpt2", ["transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias"]),
+            ("gpt_neox", ["gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"]),
+            ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq"]),
+        ],
+    )
+    def test_buffers_of_old_checkpoints_do_not_matter(self, family, names, make_tiny, tiny_tokenizer, tmp_path):
+        make_tiny(family).save_pretrained(tmp_path)
+        tiny_tokenizer.save_pretrained(tmp_path)
+        self.edit_weights(tmp_path, lambda tensors: tensors.update({name: torch.ones(4) for name in names}))
+        assert self.load(tmp_path).source.info.layers == 6
+
+    def test_names_without_the_prefix_of_the_base_model(self, make_tiny, tiny_tokenizer, tmp_path):
+        make_tiny("gpt2").save_pretrained(tmp_path)
+        tiny_tokenizer.save_pretrained(tmp_path)
+
+        def shorten(tensors):
+            for name in list(tensors):
+                tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+
+        self.edit_weights(tmp_path, shorten)
+        assert self.load(tmp_path).source.info.layers == 6
+
     def test_tensor_of_another_shape(self, checkpoint):
         self.edit_weights(checkpoint, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(33)}))
         with pytest.raises(InvalidCheckpoint, match=r"1 mismatched keys.*model\.norm\.weight"):
