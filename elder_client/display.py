@@ -63,8 +63,8 @@ class Follower:
         self._bar.update(self._task, description=stage, completed=fraction, metrics=metrics)
         if not self._console.is_terminal and fraction >= self._next_line_at:
             self._next_line_at = fraction + LINE_EVERY
-            step = f"{event.data.get('step', 0)}/{event.data.get('total', 0)}"
-            self._line(event.at, f"{stage} {step}, {fraction:.0%} of the job  {metrics}".rstrip())
+            step = f" {event.data.get('step', 0)}/{total}" if (total := event.data.get("total")) else ""
+            self._line(event.at, f"{stage}{step}, {fraction:.0%} of the job  {metrics}".rstrip())
 
     def _line(self, at: datetime, text: str) -> None:
         self._console.print(f"[dim]{at.astimezone():%H:%M:%S}[/dim] {escape(text)}", highlight=False, soft_wrap=True)

@@ -206,6 +206,9 @@ class JobSpec(Strict):
     output: OutputSpec = OutputSpec()
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random.")
 
+    def _given(self) -> tuple[str, ...]:
+        return tuple(name for name in ("ratio", "layers_to_remove", "layers") if getattr(self, name) is not None)
+
     def check_target(self) -> None:
         """Check what can be known without the model.
 
@@ -213,7 +216,7 @@ class JobSpec(Strict):
             AmbiguousTarget: none or several of ratio, layers_to_remove and layers are given.
             InvalidRatio, LayersOutOfRange, DuplicateLayers: the one given is wrong in itself.
         """
-        given = [name for name in ("ratio", "layers_to_remove", "layers") if getattr(self, name) is not None]
+        given = self._given()
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
             raise AmbiguousTarget(f"Give exactly one of ratio, layers_to_remove and layers; found {found}.")
@@ -261,7 +264,7 @@ class JobSpec(Strict):
         if count >= num_layers:
             raise NoLayerLeft(
                 f"Removing {count} of {num_layers} layers leaves none; remove at most {num_layers - 1}.",
-                loc=("layers" if self.layers is not None else "layers_to_remove" if self.layers_to_remove else "ratio",),
+                loc=self._given()[:1],
             )
         return count
 

@@ -159,7 +159,7 @@ def _process(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C must reach the tests first, which then stop it
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  # nothing is left when pytest itself is killed
             **ids,
         )
     try:

@@ -22,6 +22,8 @@ STAGE_NAMES = {
 
 STATUS_NAMES = {status: status.value.capitalize() for status in Status}
 
+NO_BREAK_SPACE = "\u00a0"
+
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))  # static/dashboard.js has the same table
 
 
@@ -58,7 +60,7 @@ def elapsed(seconds: float) -> str:
 def target(spec: JobSpec) -> str:
     """What the job was asked to remove."""
     if spec.ratio is not None:
-        return f"{100 * spec.ratio:.3g} % of layers"
+        return f"{100 * spec.ratio:.3g} % of layers".replace(" ", NO_BREAK_SPACE)
     if spec.layers_to_remove is not None:
         return f"{spec.layers_to_remove} layer{'s' if spec.layers_to_remove != 1 else ''}"
     layers = spec.layers or ()

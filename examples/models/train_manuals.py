@@ -4,7 +4,8 @@
     pip install -c constraints.txt '.[worker]' beautifulsoup4
     python examples/models/train_manuals.py --out examples/models/manuals-16l
 
-About an hour on two cores without bfloat16 arithmetic, in float32. `--resume` goes on from the last checkpoint in `--work`.
+About an hour on two cores, in float32: few CPUs compute in bfloat16. `--resume` goes on from the last checkpoint in
+`--work`.
 Reads: the HTML pages of the two Debian packages. Writes: the checkpoint folder, its model card and the
 held-out splits (`calibration.jsonl`, `test.jsonl`, `reserve.jsonl`), one JSON object with `text` a line,
 one line per page of the manuals.
@@ -174,9 +175,7 @@ def bits_per_byte(model: torch.nn.Module, stream: np.ndarray, text_bytes: int) -
     total = 0.0
     for start in range(0, windows, BATCH):
         rows = range(start, min(start + BATCH, windows))
-        batch = torch.from_numpy(
-            np.stack([stream[r * SEQUENCE_LENGTH : (r + 1) * SEQUENCE_LENGTH + 1] for r in rows])
-        )
+        batch = torch.from_numpy(np.stack([stream[r * SEQUENCE_LENGTH : (r + 1) * SEQUENCE_LENGTH + 1] for r in rows]))
         total += float(loss_of(model, batch)) * len(rows)
     model.train()
     return total / windows / math.log(2) * len(stream) / text_bytes
@@ -186,7 +185,9 @@ def utf8_bytes(documents: list[dict[str, str]]) -> int:
     return sum(len(document["text"].encode()) for document in documents)
 
 
-def train(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, corpus: dict[str, list[dict[str, str]]]) -> LlamaForCausalLM:
+def train(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, corpus: dict[str, list[dict[str, str]]]
+) -> LlamaForCausalLM:
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)
     stream = encode(tokenizer, corpus["train"])
@@ -222,9 +223,7 @@ def train(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, corpus: 
             speed = (step + 1 - first) * BATCH * SEQUENCE_LENGTH / (time.monotonic() - started)
             print(f"step {step + 1}/{args.steps} loss {float(loss):.4f} {speed:,.0f} tokens/s", flush=True)
         if step % 200 == 199:
-            torch.save(
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint
-            )
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, checkpoint)
         if step % 400 == 399:
             bits = bits_per_byte(model, validation, utf8_bytes(corpus["validation"]))
             print(f"step {step + 1} validation {bits:.4f} bits per byte", flush=True)
@@ -239,13 +238,16 @@ def write_splits(out: Path, corpus: dict[str, list[dict[str, str]]]) -> None:
 
 
 def write_card(out: Path, corpus: dict[str, list[dict[str, str]]], bits: float, args: argparse.Namespace) -> None:
+    stored = {True: "stored here", False: "not stored"}
     rows = "\n".join(
-        f"| {name} | {len(documents):,} | {utf8_bytes(documents):,} | {'stored here' if (out / f'{name}.jsonl').exists() else 'not stored'} |"
+        f"| {name} | {len(documents):,} | {utf8_bytes(documents):,} | {stored[(out / f'{name}.jsonl').exists()]} |"
         for name, documents in corpus.items()
     )
     template = (Path(__file__).parent / "manuals_card.md").read_text(encoding="utf-8")
     (out / "README.md").write_text(
-        template.format(bits=bits, splits=rows, steps=args.steps, seed=args.seed, tokens=args.steps * BATCH * SEQUENCE_LENGTH),
+        template.format(
+            bits=bits, splits=rows, steps=args.steps, seed=args.seed, tokens=args.steps * BATCH * SEQUENCE_LENGTH
+        ),
         encoding="utf-8",
     )
 

@@ -59,7 +59,11 @@ def test_every_version_is_pinned() -> None:
     assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)] == []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     extras = project["project"]["optional-dependencies"].values()
-    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"], *(r for e in extras for r in e)]
+    wanted = [
+        *project["project"]["dependencies"],
+        *project["build-system"]["requires"],
+        *(r for e in extras for r in e),
+    ]
     names = {re.split(r"[\[=<>~!]", line)[0].lower().replace("_", "-") for line in wanted}
     assert names <= {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
     assert "torch==2.13.0" in pins

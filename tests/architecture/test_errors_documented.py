@@ -13,7 +13,9 @@ from elder_client.errors import ElderClientError
 from elder_core.errors import ElderError
 
 ROOT = Path(__file__).parents[2]
-ROW = re.compile(r"^\| `(?P<code>\w+)` \| (?P<where>[^|]+) \| (?P<meaning>[^|]+) \| (?P<remedy>[^|]+) \|$", re.MULTILINE)
+ROW = re.compile(
+    r"^\| `(?P<code>\w+)` \| (?P<where>[^|]+) \| (?P<meaning>[^|]+) \| (?P<remedy>[^|]+) \|$", re.MULTILINE
+)
 HTTP = {code: status for status, code in api_errors.HTTP_CODES.items()} | {"invalid_json": 400, "invalid_request": 422}
 
 
@@ -23,13 +25,17 @@ def classes(base: type) -> list[type]:
 
 def codes(base: type) -> dict[str, type]:
     # errors that tests make up are not the product's
-    return {kind.code: kind for kind in classes(base) if "code" in vars(kind) and not kind.__module__.startswith("test")}
+    return {
+        kind.code: kind for kind in classes(base) if "code" in vars(kind) and not kind.__module__.startswith("test")
+    }
 
 
 def handler_codes() -> set[str]:
     """Codes that api/errors.py gives to `problem(…)` in so many words."""
     tree = ast.parse((ROOT / "api" / "errors.py").read_text("utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "problem"]
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "problem"
+    ]
     return {part.value for call in calls for part in call.args[2:3] if isinstance(part, ast.Constant)}
 
 

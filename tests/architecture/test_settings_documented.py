@@ -34,14 +34,18 @@ def shown_default(field: FieldInfo) -> str:
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_documented(name: str) -> None:
     row = (shown_default(FIELDS[name]), FIELDS[name].description)
-    assert table().get(f"ELDER_{name.upper()}") == row, f"the row should be | `ELDER_{name.upper()}` | {' | '.join(map(str, row))} |"
+    assert table().get(f"ELDER_{name.upper()}") == row, (
+        f"the row should be | `ELDER_{name.upper()}` | {' | '.join(map(str, row))} |"
+    )
 
 
 def test_nothing_else_is_documented() -> None:
     assert set(table()) == {f"ELDER_{name.upper()}" for name in FIELDS} | NOT_SETTINGS
 
 
-@pytest.mark.parametrize("file", [".env.example", "docker-compose.yml", "Dockerfile", "README.md", "docs/operations.md"])
+@pytest.mark.parametrize(
+    "file", [".env.example", "docker-compose.yml", "Dockerfile", "README.md", "docs/operations.md"]
+)
 def test_no_file_names_a_setting_that_does_not_exist(file: str) -> None:
     named = set(re.findall(r"\bELDER_[A-Z][A-Z_]*[A-Z]\b", (ROOT / file).read_text("utf-8")))
     assert named <= {f"ELDER_{name.upper()}" for name in FIELDS} | NOT_SETTINGS

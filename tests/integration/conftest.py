@@ -14,9 +14,10 @@ from tests.tiny import save_tiny_llama
 
 @pytest.fixture(scope="session")
 def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of models with `tiny-llama` in it."""
+    """A folder of models: `tiny-llama`, and `broken-llama` with a NaN in it."""
     root = tmp_path_factory.mktemp("model-root")
     save_tiny_llama(root / "tiny-llama")
+    save_tiny_llama(root / "broken-llama", broken=True)
     return root
 
 

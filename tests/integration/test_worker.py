@@ -120,7 +120,7 @@ def test_a_job_that_takes_too_long_is_ended(service: Service) -> None:
 
 def test_the_jobs_own_error_is_told(service: Service) -> None:
     service.worker()
-    job = service.wait(service.submit(method={"learning_rate": 1.0, "loss": "cross_entropy", "updates": 400}), ended)
+    job = service.wait(service.submit(model={"id": "local:broken-llama"}), ended)
     assert (job["status"], job["attempt"]) == ("failed", 1)
     assert job["error"]["code"] == "non_finite_loss"
 

@@ -70,7 +70,8 @@ def test_evaluation_text_is_in_order_with_its_bytes_per_token(tiny_tokenizer: Pr
 
 
 @pytest.mark.parametrize(
-    ("requested", "limit", "expected"), [(None, 64, 64), (None, 9_000, 2_048), (None, None, 2_048), (9_000, None, 9_000)]
+    ("requested", "limit", "expected"),
+    [(None, 64, 64), (None, 9_000, 2_048), (None, None, 2_048), (9_000, None, 9_000)],
 )
 def test_window_length(requested: int | None, limit: int | None, expected: int) -> None:
     assert window_length(requested, limit) == expected
@@ -86,7 +87,9 @@ def test_shared_documents_are_counted_without_white_space_at_the_ends() -> None:
     assert shared_documents(["a", "b\n"], [" b", "c", "a", "a"]) == 3
 
 
-@given(samples=st.integers(1, 9), batch_size=st.integers(1, 20), steps=st.integers(1, 6), seed=st.integers(0, 2**31 - 1))
+@given(
+    samples=st.integers(1, 9), batch_size=st.integers(1, 20), steps=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
+)
 def test_batches_go_through_every_sequence_before_any_comes_again(
     samples: int, batch_size: int, steps: int, seed: int
 ) -> None:

@@ -21,7 +21,8 @@ from elder_service.storage.base import StoredFile
 from tests.unit.elder_service.conftest import submission, submit
 
 LEASE = 60.0
-DONE = Outcome(result={"removed_layers": [3]}, files=(StoredFile("model/a", "model", "jobs/x/attempt-1/model/a", 3, "f" * 64),))
+FILE = StoredFile("model/a", "model", "jobs/x/attempt-1/model/a", 3, "f" * 64)
+DONE = Outcome(result={"removed_layers": [3]}, files=(FILE,))
 
 
 def claim(sessions: SessionFactory, lease_seconds: float = LEASE) -> Claim | None:
@@ -81,9 +82,7 @@ def test_nothing_to_claim(sessions: SessionFactory) -> None:
 
 
 def test_priority_goes_before_age(sessions: SessionFactory) -> None:
-    low, old, new, high = (
-        submit(sessions, priority=priority) for priority in ("low", "normal", "normal", "high")
-    )
+    low, old, new, high = (submit(sessions, priority=priority) for priority in ("low", "normal", "normal", "high"))
     with sessions.begin() as session:
         rows = [repository.get(session, job_id) for job_id in (high, old, new, low)]
         assert repository.queue_positions(session, rows) == {high: 1, old: 2, new: 3, low: 4}

@@ -28,7 +28,7 @@ def test_migrations_make_what_the_models_say(database_url: str) -> None:
 
 def test_another_head_is_refused_with_the_way_out(database_url: str) -> None:
     engine = make_engine(database_url)
-    with pytest.raises(SchemaMismatch, match="migration none.*elder-server migrate"):
+    with pytest.raises(SchemaMismatch, match=r"migration none.*elder-server migrate"):
         check_head(engine)
     migrate(engine)
     with engine.begin() as connection:

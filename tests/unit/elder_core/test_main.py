@@ -1,0 +1,153 @@
+"""`python -m elder_core` as its user sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from elder_core import console, pipeline
+from elder_core.__main__ import app
+from elder_core.errors import Cancelled
+from elder_core.spec import JobSpec, Measurement, Report
+
+QUICK = ("gate_steps=2", "gate_batch_size=2", "updates=2", "batch_size=2", "calibration.sequence_length=16")
+LIGHT = ("evaluation.speed=false", "evaluation.generation=false", "evaluation.samples=4")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> dict[str, str]:
+    """Options that name two different texts."""
+    (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    (tmp_path / "b.txt").write_text("pack my box with five dozen liquor jugs! " * 20)
+    return {"--calibration": str(tmp_path / "a.txt"), "--evaluation": str(tmp_path / "b.txt")}
+
+
+def invoke(command: str, *options: str, settings: tuple[str, ...] = (), **named: str) -> Result:
+    pairs = [part for name, value in named.items() for part in (name, value)]
+    return CliRunner().invoke(app, [command, *options, *pairs, *(f"--set={setting}" for setting in settings)])
+
+
+def test_prune_writes_the_checkpoint_with_its_report(
+    tiny_checkpoint: Path, texts: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--model", str(tiny_checkpoint), "--ratio", "0.34", "--out", str(out), "--seed", "3"]
+    result = invoke("prune", *arguments, settings=QUICK + LIGHT, **texts)
+    assert result.exit_code == 0, result.output
+    report = Report.model_validate_json((out / "report.json").read_text())
+    assert report.spec.seed == 3
+    assert report.spec.method.name == "elder"
+    assert report.evaluation.sequences == 4
+    assert {"config.json", "model.safetensors", "elder.json", "report.html"} <= {file.name for file in out.iterdir()}
+    assert "perplexity" in result.stdout
+
+
+def test_plan_shows_every_layer_and_writes_nothing(
+    tiny_checkpoint: Path, texts: dict[str, str], tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["--model", str(tiny_checkpoint), "--layers-to-remove", "2", "--method", "shortgpt"]
+    result = invoke("plan", *arguments, settings=("calibration.sequence_length=16",), **texts)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("removed") == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_evaluate_prints_json(tiny_checkpoint: Path, texts: dict[str, str]) -> None:
+    options = ("--model", str(tiny_checkpoint), "--data", texts["--evaluation"], "--no-speed", "--json")
+    result = invoke("evaluate", *options, "--samples", "2")
+    assert result.exit_code == 0, result.output
+    measured = Measurement.model_validate_json(result.stdout)
+    assert measured.layers == 6
+    assert measured.decode_tokens_per_second is None
+
+
+def test_evaluate_prints_a_table(tiny_checkpoint: Path, texts: dict[str, str]) -> None:
+    result = invoke("evaluate", "--model", str(tiny_checkpoint), "--data", texts["--evaluation"], "--no-speed")
+    assert "bits per byte" in result.stdout
+
+
+def test_an_error_is_one_line_with_its_code(texts: dict[str, str], tmp_path: Path) -> None:
+    result = invoke("prune", "--model", "builtin:nothing", "--ratio", "0.5", "--out", str(tmp_path / "out"), **texts)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0].startswith("error [model_not_found]: There is no model 'builtin:nothing'")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--ratio", "1.5"), "error [invalid_ratio]"),
+        ((), "error [ambiguous_target]"),
+        (("--ratio", "0.5", "--layers", "1"), "error [ambiguous_target]"),
+        (("--layers", "1,99"), "error [layers_out_of_range]"),
+        (("--layers", "1,x"), "no list of layer numbers"),
+        (("--ratio", "0.5", "--method", "elderr"), "Did you mean 'elder'?"),
+        (("--ratio", "0.5", "--set", "gate_steps"), "give KEY=VALUE"),
+        (("--ratio", "0.5", "--set", "model.id=x"), "give KEY=VALUE"),
+        (("--ratio", "0.5", "--set", "gate_steps=0"), "method.gate_steps"),
+        (("--ratio", "0.5", "--set", "nonsense=1"), "method.nonsense"),
+        (("--ratio", "0.5", "--device", "tpu"), "error [device_unavailable]"),
+    ],
+)
+def test_bad_usage_exits_2_and_says_what(
+    tiny_checkpoint: Path, texts: dict[str, str], options: tuple[str, ...], expected: str
+) -> None:
+    result = invoke("plan", "--model", str(tiny_checkpoint), *options, **texts)
+    assert result.exit_code == 2
+    assert expected in " ".join(result.stderr.replace("│", "").split())
+
+
+def test_a_cancelled_run_exits_130(
+    tiny_checkpoint: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(spec: JobSpec, *, cancelled: object, **_: object) -> None:
+        assert callable(cancelled)
+        assert not cancelled()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert cancelled()
+        raise Cancelled
+
+    monkeypatch.setattr(pipeline, "plan", interrupted)
+    result = invoke("plan", "--model", str(tiny_checkpoint), "--ratio", "0.5", **texts)
+    assert result.exit_code == 130
+
+
+def test_a_second_interrupt_ends_at_once_and_the_handler_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), console.interruptible():  # noqa: PT012  # both signals belong together
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_settings_reach_their_section(
+    tiny_checkpoint: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[JobSpec] = []
+
+    def caught(spec: JobSpec, **_: object) -> None:
+        seen.append(spec)
+        raise Cancelled
+
+    monkeypatch.setattr(pipeline, "plan", caught)
+    settings = (
+        "gate=output",
+        "layers_per_round=1",
+        "calibration.seed=7",
+        "output.dtype=float16",
+        "evaluation.samples=null",
+    )
+    invoke("plan", "--model", str(tiny_checkpoint), "--layers", "3,1", settings=settings, **texts)
+    dumped = json.loads(seen[0].model_dump_json())
+    assert dumped["layers"] == [3, 1]
+    assert dumped["method"]["gate"] == "output"
+    assert dumped["method"]["layers_per_round"] == 1
+    assert dumped["calibration"]["seed"] == 7
+    assert dumped["output"]["dtype"] == "float16"
+    assert dumped["evaluation"]["samples"] is None
