@@ -74,16 +74,18 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def progress_line() -> Iterator[Callable[[Progress], None]]:
-    """One line on stderr that follows the run: stage, bar, step, metrics."""
+    """One line on stderr that follows the run: stage, bar, step, metrics. Nothing where stderr is no terminal."""
     transformers_logging.disable_progress_bar()
+    stderr = Console(stderr=True)
     line = rich_progress.Progress(
         rich_progress.TextColumn("{task.description:<12}"),
         rich_progress.BarColumn(bar_width=24),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TimeElapsedColumn(),
         rich_progress.TextColumn("{task.fields[metrics]}"),
-        console=Console(stderr=True),
+        console=stderr,
         transient=True,
+        disable=not stderr.is_terminal,
     )
     task = line.add_task("", total=None, metrics="")
 

@@ -1,4 +1,4 @@
-"""Plays the Dockerfile without an engine: COPY as it stands, and RUN where it installs, each stage in its own venv."""
+"""Plays the Dockerfile without an engine: COPY as it stands, and RUN where it installs."""
 
 from __future__ import annotations
 
@@ -39,57 +39,60 @@ def read_stages() -> dict[str, Stage]:
 
 
 class Player:
-    """Builds stages below `folder`. With `resolve_only`, packages from the index are resolved but not installed."""
+    """Plays stages into one folder, `root`, with one virtual environment, `root/venv`, as the image's Python.
 
-    def __init__(self, folder: Path, *, resolve_only: bool = False) -> None:
-        self._folder = folder
+    One for all stages will do: the wheel's stage installs nothing, and the others do not share paths with it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self._stages = read_stages()
-        self._resolve_only = resolve_only
-
-    def build(self, name: str) -> Path:
-        """The stage's root folder once it is built; `venv` in it stands for the image's Python."""
-        root = self._folder / name
+        self._played: set[str] = set()
         subprocess.run([sys.executable, "-m", "venv", root / "venv"], check=True)
-        chain, settings, workdir = [], {}, Path("/")
-        while name in self._stages:
-            chain.insert(0, self._stages[name])
-            name = chain[0].parent
-        for instruction, rest in (step for stage in chain for step in stage.instructions):
+
+    def play(self, name: str, *, resolve_only: bool = False) -> None:
+        """Build stage `name` and those it stands on; `resolve_only` resolves its own packages without installing."""
+        if name in self._played or name not in self._stages:
+            return
+        stage = self._stages[name]
+        self.play(stage.parent)
+        workdir, settings = Path("/app"), {}
+        for instruction, rest in stage.instructions:
             if instruction == "WORKDIR":
                 workdir = Path(rest)
             elif instruction == "ENV":
                 settings |= dict(word.split("=", 1) for word in shlex.split(rest))
             elif instruction == "COPY":
-                self._copy(rest.split(), root, workdir)
+                self._copy(rest.split(), workdir)
             elif instruction == "RUN" and rest.startswith(INSTALLS):
-                self._run(rest, root, workdir, settings)
-        return root
+                command = rest.replace("pip install -c", "pip install --dry-run -c") if resolve_only else rest
+                self._run(command, workdir, settings)
+        if not resolve_only:
+            self._played.add(name)
 
-    def _copy(self, words: list[str], root: Path, workdir: Path) -> None:
+    def _copy(self, words: list[str], workdir: Path) -> None:
         context = ROOT
         if words[0].startswith("--from="):
-            context = self._folder / words[0].removeprefix("--from=")
-            words = words[1:]
-            if not context.exists():
-                self.build(context.name)
+            self.play(words.pop(0).removeprefix("--from="))
+            context = self.root
         *sources, target = words
-        destination = _inside(root, workdir / target)
+        destination = _inside(self.root, workdir / target)
         for source in (_inside(context, Path(word)) for word in sources):
             into = destination / source.name if target.endswith("/") else destination
             into.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, into, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, into, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
             else:
                 shutil.copy(source, into)
 
-    def _run(self, command: str, root: Path, workdir: Path, settings: dict[str, str]) -> None:
+    def _run(self, command: str, workdir: Path, settings: dict[str, str]) -> None:
         if self._resolve_only:
             command = command.replace("pip install -c", "pip install --dry-run -c")
         environment = os.environ | {name: settings[name] for name in SETTINGS & settings.keys()}
-        environment["PATH"] = f"{root / 'venv' / 'bin'}:{environment['PATH']}"
+        environment["PATH"] = f"{self.root / 'venv' / 'bin'}:{environment['PATH']}"
         done = subprocess.run(
             ["bash", "-euc", command],
-            cwd=_inside(root, workdir),
+            cwd=_inside(self.root, workdir),
             env=environment,
             capture_output=True,
             text=True,

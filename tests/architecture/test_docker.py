@@ -14,7 +14,17 @@ import yaml
 from tests.dockerfile import ROOT, Player, read_stages
 
 PROGRAMS = Path(sys.executable).parent
-SHORT_IMPORTS = "import api.main, api.server, worker.supervisor, elder_client.cli"
+API_WORKS = """
+import elder_client.cli, worker.supervisor
+from importlib.resources import files
+from api.main import create_app
+from elder_core.inspection import Sources, available_models
+
+assert available_models(Sources()) == ["builtin:manuals-16l"]
+assert "/v1/jobs" in create_app().openapi()["paths"]
+assert files("api").joinpath("dashboard/static/htmx.min.js").is_file()
+assert files("api").joinpath("dashboard/templates/base.html").is_file()
+"""
 
 
 def run(*command: str | Path, cwd: Path = ROOT, environment: dict[str, str] | None = None) -> str:
@@ -69,32 +79,32 @@ def test_every_version_is_pinned() -> None:
     assert "torch==2.13.0" in pins
 
 
-def test_api_image_installs_without_torch_and_serves(tmp_path: Path) -> None:
-    root = Player(tmp_path).build("api")
-    python, away = root / "venv" / "bin" / "python", tmp_path / "elsewhere"
-    away.mkdir()
-    installed = run(python, "-m", "pip", "list", "--format=freeze", cwd=away)
+@pytest.fixture(scope="module")
+def player(tmp_path_factory: pytest.TempPathFactory) -> Player:
+    return Player(tmp_path_factory.mktemp("image"))
+
+
+@pytest.mark.timeout(900)
+def test_api_image_installs_without_torch_and_serves(player: Player, tmp_path: Path) -> None:
+    player.play("api")
+    python = player.root / "venv" / "bin" / "python"
+    installed = run(python, "-m", "pip", "list", "--format=freeze", cwd=tmp_path)
     assert not re.search(r"^(torch|transformers|numpy)==", installed, re.MULTILINE)
-    environment = {"PATH": "/usr/bin:/bin", "ELDER_BUILTIN_ROOT": str(root / "builtin"), "ELDER_DATA_DIR": "data"}
-    run(python, "-c", SHORT_IMPORTS, cwd=away, environment=environment)
-    run(python.with_name("elder-server"), "migrate", cwd=away, environment=environment)
-    page = (
-        "from api.main import create_app; from elder_core.inspection import Sources, available_models;"
-        "assert available_models(Sources()) == ['builtin:manuals-16l'];"
-        "from importlib.resources import files; assert files('api').joinpath('dashboard/static/htmx.min.js').is_file();"
-        "assert '/v1/jobs' in create_app().openapi()['paths']"
-    )
-    run(python, "-c", page, cwd=away, environment=environment)
+    environment = {"PATH": "/usr/bin:/bin", "ELDER_BUILTIN_ROOT": str(player.root / "builtin")}
+    run(python.with_name("elder-server"), "migrate", cwd=tmp_path, environment=environment)
+    run(python, "-c", API_WORKS, cwd=tmp_path, environment=environment)
 
 
-def test_worker_image_resolves(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_worker_image_resolves(player: Player) -> None:
     """The short cut of the test below: every package is found at its version, and none contradicts another."""
-    Player(tmp_path, resolve_only=True).build("worker")
+    player.play("worker", resolve_only=True)
 
 
 @pytest.mark.images
 @pytest.mark.timeout(1800)
 def test_worker_image_installs_and_imports_the_method(tmp_path: Path) -> None:
-    root = Player(tmp_path).build("worker")
+    player = Player(tmp_path / "image")
+    player.play("worker")
     code = "import torch, worker.runner; assert torch.__version__.split('+')[0] == '2.13.0'"
-    run(root / "venv" / "bin" / "python", "-c", code, cwd=tmp_path, environment={"PATH": "/usr/bin:/bin"})
+    run(player.root / "venv" / "bin" / "python", "-c", code, cwd=tmp_path, environment={"PATH": "/usr/bin:/bin"})
