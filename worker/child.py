@@ -58,6 +58,8 @@ Message = Progress | Outcome | Failure | Stopped
 
 def make_context() -> ForkServerContext:
     """A fork server with torch loaded, so that a job starts in a fraction of a second and CUDA is never forked."""
+    # Threads of OpenMP that wait must not spin: beside anything else on the machine that costs several times the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "worker.runner"])
     return context
