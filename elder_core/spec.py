@@ -98,12 +98,19 @@ class ElderParameters(Strict):
     gate: Gate = Field(default=Gate.RESIDUAL, description="Form of the layer weight.")
     gate_optimizer: GateOptimizer = Field(default=GateOptimizer.PROXIMAL, description="How the weights are learnt.")
     gate_loss: Loss = Field(default=Loss.KL, description="What the weights are learnt against.")
-    gate_penalty: float = Field(default=0.15, ge=0, le=100, description="λ1, the ℓ1 penalty on the layer weights.")
-    gate_learning_rate: float = Field(default=0.05, gt=0, le=10, description="Step size for the layer weights.")
+    gate_penalty: float = Field(default=0.1, ge=0, le=100, description="λ1, the ℓ1 penalty on the layer weights.")
+    gate_learning_rate: float = Field(default=0.3, gt=0, le=10, description="Step size for the layer weights.")
     gate_steps: int = Field(
-        default=100, ge=1, le=100_000, description="Updates of the layer weights in each round of selection."
+        default=160, ge=1, le=100_000, description="Updates of the layer weights in each round of selection."
     )
-    gate_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one update of the weights.")
+    gate_batch_size: int = Field(default=1, ge=1, le=1024, description="Sequences in one update of the weights.")
+    gate_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the layers whose weights are in effect, and learn, in one update; the layers take turns, "
+        "and the others stay whole. 1 weights all at once, as the paper does.",
+    )
     layers_per_round: int | None = Field(
         default=None,
         ge=1,
@@ -122,7 +129,7 @@ class ElderParameters(Strict):
         "the paper does.",
     )
     updates: int = Field(
-        default=120, ge=0, le=1_000_000, description="Optimiser updates in stage 2; 0 prunes without regularising."
+        default=50, ge=0, le=1_000_000, description="Optimiser updates in stage 2; 0 prunes without regularising."
     )
     batch_size: int = Field(default=8, ge=1, le=1024, description="Sequences in one update of stage 2.")
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate of stage 2 (AdamW).")

@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx2
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from elder_client.types import Report
@@ -53,8 +54,8 @@ def main() -> int:
         log = Path(scratch) / "server.log"
         try:
             demo(Path(scratch), log)
-        except DemoFailed as error:
-            console.print(f"\n[red]The demo failed:[/red] {error}")
+        except (DemoFailed, OSError, ValueError) as error:  # the last two: a file that is missing or malformed
+            console.print(f"\n[red]The demo failed:[/red] {escape(str(error))}")
             _print_tail(log)
             return 1
         except KeyboardInterrupt:
@@ -201,7 +202,8 @@ def print_summary(report: Report, sentence: Sentence) -> None:
     before, after, ratios = report.evaluation.before, report.evaluation.after, report.evaluation.ratios
     if sentence.layers != after.layers:
         raise DemoFailed(f"the report says {after.layers} layers, transformers loads {sentence.layers}.")
-    table = Table("", "before", "after", "ratio", title=f"{MODEL}, layers {list(report.removed_layers)} removed")
+    removed = ", ".join(map(str, report.removed_layers))
+    table = Table("", "before", "after", "ratio", title=f"{MODEL} without layers {removed}")
     rows = {
         "perplexity on unseen text": ("perplexity", ".2f"),
         "parameters": ("parameters", ","),
@@ -214,7 +216,7 @@ def print_summary(report: Report, sentence: Sentence) -> None:
         table.add_row(label, format(old, form), format(new, form), f"{ratio:.3f}")
     console.print()
     console.print(table)
-    console.print(f"[dim]It writes:[/dim] {sentence.text!r}", markup=True)
+    console.print(f"[dim]It writes:[/dim] {escape(repr(sentence.text))}")
     console.print(f"\nLook at {OUTPUT.name}/report.html; the model is in {OUTPUT.name}/model/")
 
 

@@ -47,16 +47,16 @@ class Player:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._stages = read_stages()
-        self._played: set[str] = set()
+        self._workdirs: dict[str, Path] = {}  # of the stages that are built
         subprocess.run([sys.executable, "-m", "venv", root / "venv"], check=True)
 
     def play(self, name: str, *, resolve_only: bool = False) -> None:
         """Build stage `name` and those it stands on; `resolve_only` resolves its own packages without installing."""
-        if name in self._played or name not in self._stages:
+        if name in self._workdirs or name not in self._stages:
             return
         stage = self._stages[name]
         self.play(stage.parent)
-        workdir, settings = Path("/app"), {}
+        workdir, settings = self._workdirs.get(stage.parent, Path("/")), {}
         for instruction, rest in stage.instructions:
             if instruction == "WORKDIR":
                 workdir = Path(rest)
@@ -68,7 +68,7 @@ class Player:
                 command = rest.replace("pip install -c", "pip install --dry-run -c") if resolve_only else rest
                 self._run(command, workdir, settings)
         if not resolve_only:
-            self._played.add(name)
+            self._workdirs[name] = workdir
 
     def _copy(self, words: list[str], workdir: Path) -> None:
         context = ROOT
@@ -86,9 +86,8 @@ class Player:
                 shutil.copy(source, into)
 
     def _run(self, command: str, workdir: Path, settings: dict[str, str]) -> None:
-        if self._resolve_only:
-            command = command.replace("pip install -c", "pip install --dry-run -c")
         environment = os.environ | {name: settings[name] for name in SETTINGS & settings.keys()}
+        environment["PIP_NO_COMPILE"] = "1"  # saves a third of the time
         environment["PATH"] = f"{self.root / 'venv' / 'bin'}:{environment['PATH']}"
         done = subprocess.run(
             ["bash", "-euc", command],

@@ -1,10 +1,10 @@
 """ELDeR: learn a weight for every layer, regularise the least important towards the identity, remove them.
 
 After arXiv 2505.18232. The defaults depart from the paper where measurement favours it (see docs/log.md): weights on
-the residual branch learnt by proximal steps against the unpruned model's distribution, and a second stage that fades
-the chosen layers out while it distils. The paper's own wording is reached by parameters alone:
+the residual branch learnt by proximal steps against the unpruned model's distribution, half of them at a time, and a
+second stage that fades the chosen layers out while it distils. The paper's own wording is reached by parameters alone:
 
-    gate=output  gate_optimizer=adam  gate_loss=cross_entropy  gate_penalty=5e-3  layers_per_round=1
+    gate=output  gate_optimizer=adam  gate_loss=cross_entropy  gate_penalty=5e-3  gate_share=1  layers_per_round=1
     loss=cross_entropy  norm=l2  penalty=1e-3  anneal_fraction=0
 """
 

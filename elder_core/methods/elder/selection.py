@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -83,11 +84,12 @@ def learn(context: Context, parameters: ElderParameters, bypass: list[int], *, f
     path, losses = [], []
     for step in range(first_step, first_step + parameters.gate_steps):
         ids = context.batch(step, parameters.gate_batch_size)
+        chosen = dealt(active, parameters.gate_share, seed=context.seed, step=step)
         wanted = teacher(ids) if teacher else None
-        with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, active):
+        with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
             loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
         require_finite(loss.detach(), "The loss of the layer weights", step + 1)
-        update(loss)
+        update(loss, chosen)
         path.append(weights.detach().cpu().clone())
         losses.append(loss.item())
         mean = float(path[-1][active].mean())
@@ -108,28 +110,40 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _updater(parameters: ElderParameters, weights: Tensor) -> Callable[[Tensor], None]:
-    """What one loss does to `weights` `[layers]`, in place."""
+def dealt(active: list[int], share: float, *, seed: int, step: int) -> list[int]:
+    """About `share` of the layers `active`, for update number `step`: they are dealt anew whenever all had their turn.
+
+    Where all layers are weighted at once they fall together: the final norm absorbs a stream that is smaller as a
+    whole, so no single weight is held up. Against whole neighbours each weight has to answer for its own layer.
+    """
+    hands = min(len(active), round(1 / share))
+    deal, hand = divmod(step, hands)
+    order = np.random.default_rng([seed, deal]).permutation(active)
+    return sorted(order[hand::hands].tolist())
+
+
+def _updater(parameters: ElderParameters, weights: Tensor) -> Callable[[Tensor, list[int]], None]:
+    """What one loss does, in place, to those of `weights` `[layers]` that were in effect."""
     if parameters.gate_optimizer is GateOptimizer.PROXIMAL:
-        return lambda loss: _proximal_update(parameters, weights, loss)
+        return lambda loss, chosen: _proximal_update(parameters, weights, loss, chosen)
     optimizer = torch.optim.Adam([weights], lr=parameters.gate_learning_rate)
 
-    def adam_update(loss: Tensor) -> None:
+    def adam_update(loss: Tensor, chosen: list[int]) -> None:
         optimizer.zero_grad()
-        (loss + parameters.gate_penalty * weights.abs().sum()).backward()  # type: ignore[no-untyped-call]
+        (loss + parameters.gate_penalty * weights[chosen].abs().sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return adam_update
 
 
-def _proximal_update(parameters: ElderParameters, weights: Tensor, loss: Tensor) -> None:
+def _proximal_update(parameters: ElderParameters, weights: Tensor, loss: Tensor, chosen: list[int]) -> None:
     (gradient,) = torch.autograd.grad(loss, weights)
     stepped = proximal_step(
-        weights.detach(),
-        gradient,
+        weights.detach()[chosen],
+        gradient[chosen],
         learning_rate=parameters.gate_learning_rate,
         penalty=parameters.gate_penalty,
         longest_move=LONGEST_MOVE,
     )
     with torch.no_grad():
-        weights.copy_(stepped)
+        weights[chosen] = stepped

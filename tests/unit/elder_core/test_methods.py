@@ -20,12 +20,14 @@ from elder_core.spec import ElderParameters, Gate, GateOptimizer, Loss, Norm, Sh
 from elder_core.surgery import bypassed, decoder_layers
 
 QUICK = ElderParameters(gate_steps=6, gate_batch_size=2, updates=6, batch_size=2)
+LONG = QUICK.model_copy(update={"gate_steps": 40, "gate_learning_rate": 0.3, "gate_penalty": 0.2})
 PAPER = QUICK.model_copy(
     update={
         "gate": Gate.OUTPUT,
         "gate_optimizer": GateOptimizer.ADAM,
         "gate_loss": Loss.CROSS_ENTROPY,
         "gate_penalty": 5e-3,
+        "gate_share": 1.0,
         "layers_per_round": 1,
         "loss": Loss.CROSS_ENTROPY,
         "norm": Norm.L2,
@@ -73,10 +75,29 @@ def test_selection_leaves_the_model_as_it_was(tiny_llama: PreTrainedModel, metho
     assert not any(layer._forward_hooks for layer in decoder_layers(tiny_llama))
 
 
-@pytest.mark.parametrize("method", METHODS_TO_TEST[:3])
+@pytest.mark.parametrize(
+    "method",
+    [
+        ShortGpt(ShortGptParameters()),
+        Elder(LONG),
+        Elder(LONG.model_copy(update={"layers_per_round": 1})),
+        Elder(LONG.model_copy(update={"gate_share": 1.0})),
+    ],
+)
 def test_layers_that_do_nothing_are_found(tiny_llama: PreTrainedModel, method: Method) -> None:
     idle(tiny_llama, 1, 4)
     assert method.select(context_of(tiny_llama), 2).removed == (1, 4)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.3, 0.01])
+def test_all_layers_are_dealt_before_any_comes_again(share: float) -> None:
+    active = [0, 2, 3, 5, 7]
+    hands = min(5, round(1 / share))
+    for deal in range(3):
+        seen = [
+            layer for hand in range(hands) for layer in selection.dealt(active, share, seed=1, step=deal * hands + hand)
+        ]
+        assert sorted(seen) == active
 
 
 @pytest.mark.parametrize("method", METHODS_TO_TEST)
@@ -106,7 +127,7 @@ def test_iterative_selection_learns_again_for_every_round(tiny_llama: PreTrained
 
 
 def test_weights_stay_within_0_and_1_and_the_first_step_only_shrinks(tiny_llama: PreTrainedModel) -> None:
-    path = Elder(QUICK).select(context_of(tiny_llama), 2).gate_path
+    path = Elder(QUICK.model_copy(update={"gate_share": 1.0})).select(context_of(tiny_llama), 2).gate_path
     shrunk = 1 - QUICK.gate_learning_rate * QUICK.gate_penalty
     assert path[0].weights == pytest.approx([shrunk] * 6, abs=1e-4)  # KL has no slope where nothing is gated
     assert path[0].loss == pytest.approx(0, abs=1e-6)
