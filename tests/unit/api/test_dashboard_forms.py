@@ -46,7 +46,7 @@ def test_label_help_limits_and_default_come_from_the_declaration() -> None:
     assert penalty.help == ElderParameters.model_fields["gate_penalty"].description
     assert penalty.limits == "From 0 to 100."
     assert penalty.control is Control.DECIMAL
-    assert penalty.default == "0.15"
+    assert penalty.default == str(ElderParameters().gate_penalty)
     assert field("method.elder.norm").choices == tuple(Norm)
     assert field("ratio").limits == "Above 0, below 1."
     assert field("evaluation.speed").control is Control.SWITCH
