@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from celery import Celery
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from elder_service import queue
 from elder_service.db.engine import SessionFactory
-from elder_service.db.models import ArtifactRow, JobRow
-from elder_service.jobs import reconcile
-from elder_service.jobs.states import ACTIVE
+from elder_service.jobs import reconcile, repository
 from elder_service.settings import Settings
-from elder_service.storage.base import Storage, attempt_prefix
+from elder_service.storage.base import Storage, attempt_of
 
 _log = logging.getLogger(__name__)
 
@@ -29,44 +26,59 @@ class Maintenance:
         self._celery = celery
 
     def reconcile(self) -> None:
-        """Requeue or end what was lost, then send the hints that are missing; one hint may start many jobs."""
+        """Requeue or end what was lost, then send one hint if jobs wait without.
+
+        One is enough, since the worker that takes it runs jobs until there are none; a hint for each job would pile
+        up in the broker while a long one runs.
+        """
         with self._sessions.begin() as session:
-            hints = reconcile.reconcile(session, self._settings.retry_delay_seconds)
-        for _ in hints:
-            if not queue.send_hint(self._celery):
-                return
+            waiting = reconcile.reconcile(session, self._settings.retry_delay_seconds)
+        if waiting:
+            queue.send_hint(self._celery)
 
     def sweep(self) -> None:
         """Delete artefacts and scratch space of attempts that ended without making them visible."""
+        self._sweep_storage()
+        self._sweep_scratch()
+
+    def _sweep_storage(self) -> None:
         for job_prefix in self._storage.list_prefixes("jobs"):
             for prefix in self._storage.list_prefixes(job_prefix):
                 if self._orphaned(prefix):
                     _log.info("sweeping %s", prefix)
                     self._storage.delete_prefix(prefix)
-        scratch = self._settings.scratch_dir
-        for folder in sorted(scratch.glob("jobs/*/attempt-*")):
-            if not self._active(str(folder.relative_to(scratch))):
+
+    def _sweep_scratch(self) -> None:
+        root = self._settings.scratch_dir
+        for folder in sorted(root.glob("jobs/*/attempt-*")):
+            if not self._held(str(folder.relative_to(root))):
                 shutil.rmtree(folder, ignore_errors=True)
-                _remove_if_empty(folder.parent)
+        for folder in root.glob("jobs/*"):
+            remove_if_empty(folder)
 
     def _orphaned(self, prefix: str) -> bool:
+        """The order matters: asked the other way round, an attempt that succeeds in between loses its files.
+
+        PostgreSQL gives each statement the rows of its own moment. An attempt that no longer holds its job has
+        committed all that it ever will, so the second statement sees whatever it made visible.
+        """
+        owner = attempt_of(prefix)
+        if owner is None:
+            return False  # nobody here wrote it
+        job_id, attempt = owner
         with self._sessions.begin() as session:
-            visible = session.scalars(
-                select(ArtifactRow.id).where(ArtifactRow.storage_key.startswith(f"{prefix}/", autoescape=True)).limit(1)
-            ).one_or_none()
-            return visible is None and not _is_active(session, prefix)
+            if repository.is_held(session, job_id, attempt):
+                return False
+            return not repository.has_artifacts_below(session, job_id, prefix)
 
-    def _active(self, prefix: str) -> bool:
+    def _held(self, prefix: str) -> bool:
+        owner = attempt_of(prefix)
+        if owner is None:
+            return False
         with self._sessions.begin() as session:
-            return _is_active(session, prefix)
+            return repository.is_held(session, *owner)
 
 
-def _is_active(session: Session, prefix: str) -> bool:
-    job_id = prefix.split("/")[1]
-    row = session.scalars(select(JobRow).where(JobRow.id == job_id, JobRow.status.in_(ACTIVE))).one_or_none()
-    return row is not None and attempt_prefix(row.id, row.attempt) == prefix
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty, or gone already
         folder.rmdir()

@@ -138,6 +138,23 @@ def artifact(session: Session, job_id: str, name: str) -> ArtifactRow | None:
     ).one_or_none()
 
 
+def is_held(session: Session, job_id: str, attempt: int) -> bool:
+    """Whether `attempt` holds the job at this moment. Once it does not, it never will again."""
+    held = select(JobRow.id).where(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.status.in_(ACTIVE))
+    return session.scalars(held).one_or_none() is not None
+
+
+def has_artifacts_below(session: Session, job_id: str, prefix: str) -> bool:
+    """Whether callers see a file of the job that lies in the storage folder `prefix`."""
+    visible = (
+        select(ArtifactRow.id)
+        # The index is on the job; among its few files, comparing the keys costs nothing.
+        .where(ArtifactRow.job_id == job_id, ArtifactRow.storage_key.startswith(f"{prefix}/", autoescape=True))
+        .limit(1)
+    )
+    return session.scalars(visible).one_or_none() is not None
+
+
 def idempotency(session: Session, key: str, since: datetime) -> IdempotencyRow | None:
     row = session.get(IdempotencyRow, key)
     if row is not None and row.created_at < since:

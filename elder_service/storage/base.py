@@ -47,3 +47,11 @@ class Storage(Protocol):
 def attempt_prefix(job_id: str, attempt: int) -> str:
     """Folder of one attempt: files of an attempt that lost its job are never in the way of another's."""
     return f"jobs/{job_id}/attempt-{attempt}"
+
+
+def attempt_of(prefix: str) -> tuple[str, int] | None:
+    """Job and attempt whose folder `prefix` is; None if it is no attempt's folder."""
+    match prefix.split("/"):
+        case ["jobs", job_id, name] if name.startswith("attempt-") and name.removeprefix("attempt-").isdecimal():
+            return job_id, int(name.removeprefix("attempt-"))
+    return None
