@@ -17,6 +17,8 @@ from elder_service.settings import Settings
 HINT_TASK = "elder.run_next_job"
 QUEUE = "elder"
 POLLING_SECONDS = 0.1
+# A hint that nobody took for so long is dropped: jobs still waiting get another, and workers look by timer.
+HINT_LIFE_SECONDS = 30
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
 def send_hint(app: Celery) -> bool:
     """Tell an idle worker to look for a job; False when the broker does not take it."""
     try:
-        app.send_task(HINT_TASK, ignore_result=True, retry=False)
+        app.send_task(HINT_TASK, ignore_result=True, retry=False, expires=HINT_LIFE_SECONDS)
     except (KombuError, OSError) as error:
         _log.warning("No hint sent, workers will find the job by themselves: %s", error)
         return False
