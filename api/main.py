@@ -63,5 +63,5 @@ def make_services(settings: Settings) -> Services:
         sessions=make_sessions(engine),
         storage=LocalStorage(settings.artifacts_dir),
         celery=make_celery(settings),
-        links=LinkSigner(settings.secret_key, settings.download_link_seconds),
+        links=LinkSigner(settings.signing_key, settings.download_link_seconds),
     )

@@ -21,8 +21,10 @@
     │       ├── TextFormat              text_format
     │       ├── TextNotUtf8             text_not_utf8
     │       ├── TextEmpty               text_empty
+    │       ├── TextTooLarge            text_too_large
     │       ├── TextTooShort            text_too_short
-    │       └── SequenceTooLong         sequence_too_long
+    │       ├── SequenceTooLong         sequence_too_long
+    │       └── PromptEmpty             prompt_empty
     ├── HubUnreachable                  hub_unreachable (retryable)
     ├── NonFiniteLoss                   non_finite_loss
     ├── OutOfMemory                     out_of_memory
@@ -166,6 +168,12 @@ class TextEmpty(TextError):
     code = "text_empty"
 
 
+class TextTooLarge(TextError):
+    """The file is larger than the service takes."""
+
+    code = "text_too_large"
+
+
 class TextTooShort(TextError):
     """The text is shorter than one sequence."""
 
@@ -176,6 +184,12 @@ class SequenceTooLong(TextError):
     """The sequence length is above what the model was built for."""
 
     code = "sequence_too_long"
+
+
+class PromptEmpty(TextError):
+    """A prompt holds nothing that the model's tokenizer makes a token of."""
+
+    code = "prompt_empty"
 
 
 class HubUnreachable(ElderError):

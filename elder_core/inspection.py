@@ -22,6 +22,8 @@ from elder_core.errors import (
     TextFormat,
     TextNotFound,
     TextNotUtf8,
+    TextTooLarge,
+    TextTooShort,
     UnsupportedArchitecture,
 )
 from elder_core.weight_files import WeightSummary, read_json_object, summarize, weight_files
@@ -29,6 +31,8 @@ from elder_core.weight_files import WeightSummary, read_json_object, summarize, 
 MODEL = ("model", "id")
 CONFIG_FILE = "config.json"
 MAX_LAYERS = 10_000  # far above any model; a count beyond it is damage, not a model
+LONGEST_DEFAULT = 2048  # tokens a sequence where nothing else is asked for
+BEGINNING_BYTES = 1 << 20  # as much of a text as is looked at before a job is taken
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 # name → path below `builtin_root`
@@ -49,14 +53,15 @@ class Sources:
 
     `builtin:NAME` is looked up below `builtin_root`, `local:NAME` below each of `model_roots` (models) or
     `text_roots` (texts), in order. `allow_paths` lets a plain path name any folder or file: for the command line
-    only, never for a service. `texts` maps further names (uploaded sets) to files. `hub_cache` is where hub models
-    are downloaded to; None means the hub client's own default.
+    only, never for a service. `texts` maps further names to files. `max_text_bytes` is the largest text file that is
+    taken, None any. `hub_cache` is where hub models are downloaded to; None means the hub client's own default.
     """
 
     builtin_root: Path = field(default_factory=_builtin_root)
     model_roots: tuple[Path, ...] = ()
     text_roots: tuple[Path, ...] = ()
     texts: tuple[tuple[str, Path], ...] = ()
+    max_text_bytes: int | None = None
     hub_cache: Path | None = None
     allow_paths: bool = False
 
@@ -185,10 +190,23 @@ def text_path(source: str, sources: Sources) -> Path:
 
     Raises:
         PathForbidden, TextNotFound: as for models.
+        TextTooLarge: the file is above `sources.max_text_bytes`.
     """
-    uploaded = dict(sources.texts).get(source)
-    if uploaded is not None and uploaded.is_file():
-        return uploaded
+    path = _find_text(source, sources)
+    size = path.stat().st_size
+    if sources.max_text_bytes is not None and size > sources.max_text_bytes:
+        raise TextTooLarge(
+            f"{path.name} has {size:,} bytes; a text may have at most {sources.max_text_bytes:,} "
+            "(ELDER_MAX_TEXT_BYTES). Give a part of it.",
+            loc=("source",),
+        )
+    return path
+
+
+def _find_text(source: str, sources: Sources) -> Path:
+    named = dict(sources.texts).get(source)
+    if named is not None and named.is_file():
+        return named
     kind, _, name = source.partition(":")
     if kind in ("builtin", "local"):
         confined.check_name(name, loc=("source",))
@@ -214,14 +232,42 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         TextFormat, TextNotUtf8, TextEmpty: the message names the file and line.
     """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise TextFormat(f"{path.name} is neither .txt nor .jsonl; give one of these.", loc=("source",))
-    content = _decode(path)
-    documents = [content] if path.suffix == ".txt" else list(_json_lines(path.name, content))
-    documents = [document for document in documents if document.strip()]
+    _check_format(path)
+    documents = _documents(path, path.read_bytes())
     if not documents:
         raise TextEmpty(f"{path.name} holds no text.", loc=("source",))
     return documents
+
+
+def check_beginning(path: Path, sequence_length: int = 1, *, beginning_bytes: int = BEGINNING_BYTES) -> None:
+    """Check a text as far as its first bytes show, in little memory however large it is; `read_texts` reads it all.
+
+    Raises:
+        TextFormat, TextNotUtf8: the message names the file and line.
+        TextEmpty, TextTooShort: the whole file has no text, or less than one sequence of `sequence_length` tokens.
+    """
+    _check_format(path)
+    with path.open("rb") as file:
+        raw = file.read(beginning_bytes + 1)
+    whole = len(raw) <= beginning_bytes
+    documents = _documents(path, raw if whole else _up_to_last_line(raw))
+    if not whole:
+        return
+    if not documents:
+        raise TextEmpty(f"{path.name} holds no text.", loc=("source",))
+    size = sum(len(document.encode()) for document in documents)
+    # A token is a byte or more; a document may get one more token before it and one after it.
+    if size + 2 * len(documents) < sequence_length:
+        raise TextTooShort(
+            f"{path.name} holds {size:,} bytes of text, too few for one sequence of {sequence_length:,} tokens; "
+            "give more text, or a shorter sequence where the job has the choice.",
+            loc=("source",),
+        )
+
+
+def default_sequence_length(max_positions: int | None) -> int:
+    """Tokens a sequence where none is asked for: the model's limit, at most 2048."""
+    return min(max_positions or LONGEST_DEFAULT, LONGEST_DEFAULT)
 
 
 def available_models(sources: Sources) -> list[str]:
@@ -284,14 +330,30 @@ def _check_layers(facts: ConfigFacts, weights: WeightSummary) -> None:
         )
 
 
-def _decode(path: Path) -> str:
-    raw = path.read_bytes()
+def _check_format(path: Path) -> None:
+    if path.suffix not in (".txt", ".jsonl"):
+        raise TextFormat(f"{path.name} is neither .txt nor .jsonl; give one of these.", loc=("source",))
+
+
+def _up_to_last_line(raw: bytes) -> bytes:
+    """Without what follows the last line end, which is cut off somewhere, perhaps within a character."""
+    return raw[: raw.rfind(b"\n") + 1]
+
+
+def _documents(path: Path, raw: bytes) -> list[str]:
+    """The documents that are more than white space."""
+    content = _decode(path.name, raw)
+    documents = [content] if path.suffix == ".txt" else _json_lines(path.name, content)
+    return [document for document in documents if document.strip()]
+
+
+def _decode(name: str, raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise TextNotUtf8(
-            f"{path.name}, line {line}: not UTF-8 ({error.reason} at byte {error.start}). Convert the file to UTF-8.",
+            f"{name}, line {line}: not UTF-8 ({error.reason} at byte {error.start}). Convert the file to UTF-8.",
             loc=("source",),
         ) from error
 

@@ -12,8 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from elder_core.inspection import Sources
 from elder_service.errors import InvalidSettings
+from elder_service.secret import stored_secret
 
-DEVELOPMENT_SECRET = "only-for-the-embedded-mode"
 SECRET_MIN_LENGTH = 32
 
 
@@ -39,9 +39,10 @@ class Settings(BaseSettings):
     broker_url: str | None = Field(
         default=None, description="Celery broker, `redis://…`; default when embedded: folders in data_dir."
     )
-    secret_key: SecretStr = Field(
-        default=SecretStr(DEVELOPMENT_SECRET),
-        description=f"Signs download links; at least {SECRET_MIN_LENGTH} characters in production.",
+    secret_key: SecretStr | None = Field(
+        default=None,
+        description=f"Signs download links; at least {SECRET_MIN_LENGTH} characters in production. Default when "
+        "embedded: made at the first start and kept in data_dir/secret.",
     )
     public_url: str | None = Field(
         default=None, description="Address that callers use, for links; default: that of each request."
@@ -70,6 +71,9 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=6, gt=0, description="A stopping worker's time to give its job back.")
     download_link_seconds: int = Field(default=3600, ge=1, description="Life of a signed download link.")
     max_body_bytes: int = Field(default=1_000_000, ge=1000, description="Largest request body.")
+    max_text_bytes: int = Field(
+        default=1_000_000_000, ge=1, description="Largest text file; a worker reads the whole of it into memory."
+    )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("model_roots", "text_roots", mode="before")
@@ -97,8 +101,7 @@ class Settings(BaseSettings):
         for name in ("database_url", "broker_url"):
             if getattr(self, name) is None:
                 raise InvalidSettings(f"ELDER_{name.upper()} must be set in production.")
-        secret = self.secret_key.get_secret_value()
-        if secret == DEVELOPMENT_SECRET or len(secret) < SECRET_MIN_LENGTH:
+        if len(self.secret_key or "") < SECRET_MIN_LENGTH:
             raise InvalidSettings(
                 f"ELDER_SECRET_KEY must be a secret of {SECRET_MIN_LENGTH} characters or more in production; "
                 "make one with: openssl rand -hex 32"
@@ -109,8 +112,18 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir / 'elder.db'}"
 
     @cached_property
+    def signing_key(self) -> SecretStr:
+        """The key of download links: the one that is set, or else, embedded, the one kept in data_dir."""
+        return self.secret_key or stored_secret(self.data_dir / "secret")
+
+    @cached_property
     def sources(self) -> Sources:
-        return Sources(model_roots=self.model_roots, text_roots=self.text_roots, hub_cache=self.hub_cache)
+        return Sources(
+            model_roots=self.model_roots,
+            text_roots=self.text_roots,
+            max_text_bytes=self.max_text_bytes,
+            hub_cache=self.hub_cache,
+        )
 
     @property
     def artifacts_dir(self) -> Path:

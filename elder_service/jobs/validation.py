@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from elder_core import inspection
-from elder_core.errors import ElderError, SequenceTooLong, TextTooShort
+from elder_core.errors import ElderError, SequenceTooLong
 from elder_core.inspection import Sources
 from elder_core.spec import JobSpec
 
@@ -14,17 +14,22 @@ from elder_core.spec import JobSpec
 def check(spec: JobSpec, sources: Sources) -> None:
     """Raise the error that the job would end with, as far as it can be known without loading the model.
 
-    The config of a hub model is looked at by the worker, in the stage `resolving`.
+    The config of a hub model is looked at by the worker, in the stage `resolving`, and of a large text all but its
+    beginning.
     """
     spec.check_target()
+    default_length = 1  # of a hub model not known before its config is there
     if not inspection.is_hub_id(spec.model.id):
         with _blaming("model", "id"):
             info = inspection.inspect_checkpoint(inspection.local_model(spec.model.id, sources))
         spec.count_to_remove(info.layers)
         _check_sequence_length(spec, info.max_positions)
-    for part, source in (("calibration", spec.calibration.source), ("evaluation", spec.evaluation.source)):
-        with _blaming(part, "source"):
-            _check_text(source, spec.calibration.sequence_length, sources)
+        default_length = inspection.default_sequence_length(info.max_positions)
+    with _blaming("calibration", "source"):
+        path = inspection.text_path(spec.calibration.source, sources)
+        inspection.check_beginning(path, spec.calibration.sequence_length or default_length)
+    with _blaming("evaluation", "source"):
+        inspection.check_beginning(inspection.text_path(spec.evaluation.source, sources), default_length)
 
 
 @contextmanager
@@ -43,15 +48,4 @@ def _check_sequence_length(spec: JobSpec, max_positions: int | None) -> None:
         raise SequenceTooLong(
             f"sequence_length is {length}; {spec.model.id} takes at most {max_positions} tokens.",
             loc=("calibration", "sequence_length"),
-        )
-
-
-def _check_text(source: str, sequence_length: int | None, sources: Sources) -> None:
-    texts = inspection.read_texts(inspection.text_path(source, sources))
-    size = sum(len(text.encode()) for text in texts)
-    # A token is a byte or more, so fewer bytes than tokens can never fill a sequence.
-    if sequence_length is not None and size < sequence_length:
-        raise TextTooShort(
-            f"{source} holds {size} bytes of text, too few for one sequence of {sequence_length} tokens; "
-            "give more text or a smaller sequence_length."
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from elder_core import inspection
+from elder_core.calibration.windows import window_length
 from elder_core.errors import (
     InvalidCheckpoint,
     ModelNotFound,
@@ -20,6 +23,8 @@ from elder_core.errors import (
     TextFormat,
     TextNotFound,
     TextNotUtf8,
+    TextTooLarge,
+    TextTooShort,
     UnsupportedArchitecture,
 )
 from elder_core.inspection import Sources
@@ -430,3 +435,71 @@ class TestTexts:
         (tmp_path / name).write_text(content)
         with pytest.raises(TextEmpty, match=name):
             inspection.read_texts(tmp_path / name)
+
+    def test_a_file_above_the_limit(self, sources):
+        assert inspection.text_path("local:notes.txt", replace(sources, max_text_bytes=4)).name == "notes.txt"
+        with pytest.raises(TextTooLarge, match=r"notes\.txt has 4 bytes; .* at most 3 ") as caught:
+            inspection.text_path("local:notes.txt", replace(sources, max_text_bytes=3))
+        assert caught.value.loc == ("source",)
+
+
+class TestBeginning:
+    """What is looked at before a job is taken: no more than the first bytes, however large the file is."""
+
+    @pytest.mark.parametrize(
+        ("name", "content", "error"),
+        [
+            ("a.csv", b"a", TextFormat),
+            ("a.jsonl", b"{", TextFormat),
+            ("a.txt", b"\xff", TextNotUtf8),
+            ("a.txt", b" \n", TextEmpty),
+            ("a.jsonl", b'{"text": " "}', TextEmpty),
+        ],
+    )
+    def test_refuses_what_reading_would_refuse(self, tmp_path, name, content, error):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(error) as caught:
+            inspection.read_texts(tmp_path / name)
+        with pytest.raises(error, match=re.escape(str(caught.value))):
+            inspection.check_beginning(tmp_path / name)
+
+    def test_text_shorter_than_a_sequence(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("öö" + 14 * "x")  # 18 bytes, and two tokens that may be put around them
+        inspection.check_beginning(path, 20)
+        with pytest.raises(TextTooShort, match="18 bytes of text, too few for one sequence of 21 tokens"):
+            inspection.check_beginning(path, 21)
+
+    def test_every_document_may_have_tokens_around_it(self, tmp_path):
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"text": "a"}\n' * 10)
+        inspection.check_beginning(path, 30)
+        with pytest.raises(TextTooShort):
+            inspection.check_beginning(path, 31)
+
+    @pytest.mark.parametrize("end", ['{"text": "\xf6', "[]\n", " " * 50])
+    def test_only_the_beginning_is_judged(self, tmp_path, end):
+        path = tmp_path / "a.jsonl"
+        line = '{"text": "a"}\n'
+        path.write_text(line * 10 + end)
+        inspection.check_beginning(path, 1000, beginning_bytes=10 * len(line))
+        path.write_text("[]\n" + path.read_text())
+        with pytest.raises(TextFormat, match="line 1"):
+            inspection.check_beginning(path, 1000, beginning_bytes=10 * len(line))
+
+    def test_a_line_longer_than_the_beginning_is_left_to_the_worker(self, tmp_path):
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"text": "' + "ö" * 100)
+        inspection.check_beginning(path, beginning_bytes=50)
+
+    def test_little_is_read_of_a_large_file(self, tmp_path):
+        path = tmp_path / "a.txt"
+        with path.open("wb") as file:
+            file.write(b"a\n" * inspection.BEGINNING_BYTES)
+            file.truncate(1 << 36)  # 64 GiB, all hole
+        inspection.check_beginning(path, inspection.BEGINNING_BYTES)
+
+
+@pytest.mark.parametrize(("limit", "length"), [(None, 2048), (256, 256), (2048, 2048), (131_072, 2048)])
+def test_the_default_length_is_that_of_the_windows(limit, length):
+    assert inspection.default_sequence_length(limit) == window_length(None, limit) == length

@@ -33,4 +33,7 @@ def test_embedded_lives_in_the_data_dir(tmp_path: Path, monkeypatch: pytest.Monk
     settings = Settings(data_dir=tmp_path)
     assert settings.effective_database_url == f"sqlite:///{tmp_path}/elder.db"
     assert settings.sources.model_roots == (Path("/a"), Path("/b"))
-    assert "only-for" not in repr(settings)
+
+
+def test_a_secret_is_not_shown() -> None:
+    assert "hidden" not in repr(Settings(secret_key="hidden" * 8))
