@@ -103,7 +103,7 @@ def plan(
 def evaluate(
     model: Model,
     data: Evaluation = EVALUATION,
-    samples: Annotated[int | None, typer.Option(min=1, help="Sequences to use, the text's first.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Sequences to use, spread over the text.")] = None,
     speed: Annotated[bool, typer.Option(help="Measure speed and memory too.")] = True,
     device: Device = "auto",
     as_json: AsJson = False,

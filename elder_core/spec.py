@@ -152,7 +152,7 @@ class CalibrationSpec(Strict):
         default="builtin:manuals-calibration",
         min_length=1,
         max_length=512,
-        description="`builtin:NAME`, `local:NAME` below a configured root, or an uploaded set `cal_…`.",
+        description="`builtin:NAME`, or `local:NAME` below a configured root.",
     )
     samples: int | None = Field(
         default=None,
@@ -166,6 +166,10 @@ class CalibrationSpec(Strict):
     seed: int = Field(default=0, ge=0, lt=2**31, description="Order of the sequences.")
 
 
+# A model reads the end of a longer one only.
+Prompt = Annotated[str, Field(min_length=1, max_length=10_000)]
+
+
 class EvaluationSpec(Strict):
     """What is measured before and after."""
 
@@ -176,11 +180,11 @@ class EvaluationSpec(Strict):
         description="Text for perplexity, in the same forms as the calibration source, and disjoint from it.",
     )
     samples: int | None = Field(
-        default=128, ge=1, description="Sequences to use, the text's first; null uses all there are."
+        default=128, ge=1, description="Sequences to use, spread evenly over the whole text; null uses all there are."
     )
     speed: bool = Field(default=True, description="Measure prefill and decoding speed and peak memory.")
     generation: bool = Field(default=True, description="Generate three texts side by side.")
-    prompts: tuple[str, ...] | None = Field(
+    prompts: tuple[Prompt, ...] | None = Field(
         default=None, max_length=8, description="Prompts to generate from; null takes three from the text."
     )
 

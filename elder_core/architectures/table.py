@@ -1,7 +1,7 @@
 """The supported architectures as data. Imports no torch.
 
 A row says where a model keeps its decoder layers and which fields of its config speak of single layers. A new family
-is a new row; `docs/add-an-architecture.md` tells how to find its values.
+is a new row, and must pass the acceptance test that is run for every row; CONTRIBUTING.md says which.
 """
 
 from __future__ import annotations

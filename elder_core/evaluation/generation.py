@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from elder_core.errors import PromptEmpty
 from elder_core.evaluation import decoding
 from elder_core.spec import Generation
 
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
 PROMPTS = 3
 PROMPT_WORDS = 24
 NEW_TOKENS = 48
+
+
+def check_prompts(prompts: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse prompts that give the model nothing to go on from; to be called before anything is trained.
+
+    Raises:
+        PromptEmpty: the tokenizer makes no token of one, such as white space that it strips.
+    """
+    for index, prompt in enumerate(prompts or ()):
+        if not tokenizer(prompt)["input_ids"]:
+            raise PromptEmpty(
+                f"The prompt {prompt[:40]!r} gives no token with this model's tokenizer; write some text in it.",
+                loc=("evaluation", "prompts", index),
+            )
 
 
 def generations(
@@ -48,9 +63,13 @@ def continue_text(
 ) -> str:
     """What `model` writes after `prompt`, greedily, until it ends the text or `new_tokens` are written.
 
-    A prompt that leaves too little room below the model's limit loses its beginning.
+    A prompt that leaves too little room below the model's limit loses its beginning; one without a token is continued
+    as the beginning of a text.
     """
-    ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
+    start = tokenizer(prompt)["input_ids"] or _start_of_text(tokenizer)
+    if not start:
+        return ""
+    ids = torch.tensor([start], dtype=torch.int64, device=model.device)
     limit = decoding.max_positions(model)
     if limit is not None:
         new_tokens = min(new_tokens, limit // 2)
@@ -71,6 +90,12 @@ def _opening(text: str) -> str:
     ends = [half.find(mark) + len(mark) for mark in ("\n", ". ") if mark in half]
     start = min(ends, default=0)
     return " ".join(text[start:].split()[:PROMPT_WORDS])
+
+
+def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands between texts in training, if anything does."""
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return [token for token in known if token is not None][:1]
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from tokenizers import normalizers
 
-from elder_core.evaluation.generation import PROMPT_WORDS, continue_text, generations, prompts_from
+from elder_core.errors import PromptEmpty
+from elder_core.evaluation.generation import PROMPT_WORDS, check_prompts, continue_text, generations, prompts_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -78,3 +81,29 @@ def test_prompts_are_spread_over_the_text(tiny_tokenizer: PreTrainedTokenizerFas
 
     assert prompts_from(windows, tiny_tokenizer) == ("text 0", "text 3", "text 6")
     assert prompts_from(as_windows(tiny_tokenizer, "    "), tiny_tokenizer) == ()
+
+
+@pytest.fixture
+def stripping(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A tokenizer that makes no token of white space, as some do."""
+    made = copy.deepcopy(tiny_tokenizer)
+    made.backend_tokenizer.normalizer = normalizers.Strip()
+    assert made("  ")["input_ids"] == []
+    return made
+
+
+def test_a_prompt_without_a_token_is_refused(stripping: PreTrainedTokenizerFast) -> None:
+    check_prompts(None, stripping)
+    check_prompts(("a", " b "), stripping)
+    with pytest.raises(PromptEmpty, match="'  ' gives no token") as caught:
+        check_prompts(("a", "  "), stripping)
+    assert caught.value.loc == ("evaluation", "prompts", 1)
+
+
+def test_a_prompt_without_a_token_is_continued_from_the_start(
+    tiny_llama: PreTrainedModel, stripping: PreTrainedTokenizerFast
+) -> None:
+    start = stripping.bos_token or stripping.eos_token
+    assert continue_text(tiny_llama, stripping, "  ", 4) == continue_text(tiny_llama, stripping, start, 4)
+    stripping.bos_token = stripping.eos_token = None
+    assert continue_text(tiny_llama, stripping, "  ", 4) == ""
