@@ -94,12 +94,14 @@ def content_hash(path: Path) -> str:
 
 
 def load(resolved: Resolved, device: torch.device) -> LoadedModel:
-    """Load model and tokenizer: float32 on CPU (where bfloat16 is slow), bfloat16 elsewhere.
+    """Load model and tokenizer: float32 on a CPU, elsewhere the number type that the weights are stored in.
+
+    So no weight is rounded on its way through: what is exported in the stored type is what was there.
 
     Raises:
         InvalidCheckpoint: config, weights and tokenizer do not belong together.
     """
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = torch.float32 if device.type == "cpu" else getattr(torch, resolved.info.dtype)
     with _as_invalid_checkpoint("The model cannot be loaded"):
         model, loading = AutoModelForCausalLM.from_pretrained(
             resolved.path,

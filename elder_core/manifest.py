@@ -51,7 +51,6 @@ class Provenance:
 
     `layers` has one entry for every layer of the source, with the weight that selection learnt or measured;
     `weight_label` says what that weight is. `versions` is name → version of the libraries that matter.
-    `perplexity` is (before, after) on the evaluation text, where it is known at the time of saving.
     """
 
     spec: JobSpec
@@ -59,7 +58,6 @@ class Provenance:
     layers: tuple[LayerReport, ...]
     weight_label: str
     versions: dict[str, str] = field(default_factory=dict)
-    perplexity: tuple[float, float] | None = None
 
     @property
     def removed_layers(self) -> tuple[int, ...]:

@@ -30,7 +30,6 @@ def model_card(provenance: Provenance, source: Path) -> str:
         [
             *_front_matter(provenance, licence),
             *_origin(provenance),
-            *_quality(provenance),
             "",
             "## Licence",
             "",
@@ -68,10 +67,3 @@ def _origin(provenance: Provenance) -> list[str]:
         f"- Calibration text: `{provenance.spec.calibration.source}`.",
         f"- Settings, seeds, versions, the weight of every layer and the hash of every file: `{MANIFEST_FILE}`.",
     ]
-
-
-def _quality(provenance: Provenance) -> list[str]:
-    if provenance.perplexity is None:
-        return []
-    before, after = provenance.perplexity
-    return [f"- Perplexity on `{provenance.spec.evaluation.source}`: {before:.2f} before, {after:.2f} after."]

@@ -23,6 +23,7 @@ from elder_core.checkpoints import LoadedModel, Provenance, Resolved
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.evaluate import EvaluationResult, evaluate
 from elder_core.evaluation.single import evaluate_one
+from elder_core.evaluation.speed import workload
 from elder_core.inspection import Sources, inspect_checkpoint, read_texts, text_path
 from elder_core.methods.base import Context, Method, Selection, named_layers
 from elder_core.monitor import Monitor
@@ -115,9 +116,10 @@ def run(
             surgery.remove_layers(loaded.model, selection.removed)
         with monitor.entered(Stage.EXPORTING):
             _export(job, loaded, model_dir, summary, layers, selection.weight_label)
+        tokenizer = loaded.tokenizer
         del context, loaded  # the saved checkpoint is what is measured, without this one's memory
         with monitor.entered(Stage.EVALUATING):
-            result = _evaluate(job, texts.evaluation, selection, model_dir, monitor)
+            result = _evaluate(job, tokenizer, texts.evaluation, selection, model_dir, monitor)
     report = _report(job, summary, layers, selection, training, result, monitor)
     write(report, report_dir)
     return report
@@ -265,22 +267,27 @@ def _export(
 
 
 def _evaluate(
-    job: _Job, text: EvaluationText, selection: Selection, model_dir: Path, monitor: Monitor
+    job: _Job,
+    tokenizer: PreTrainedTokenizerBase,
+    text: EvaluationText,
+    selection: Selection,
+    model_dir: Path,
+    monitor: Monitor,
 ) -> EvaluationResult:
     saved = Resolved(model_dir, revision="", info=inspect_checkpoint(model_dir))
-    dense, pruned = checkpoints.load(job.source, job.device), checkpoints.load(saved, job.device)
     return evaluate(
-        dense.model,
-        pruned.model,
-        dense.tokenizer,
+        lambda: (checkpoints.load(job.source, job.device).model, checkpoints.load(saved, job.device).model),
+        tokenizer,
         spec=job.spec.evaluation,
         windows=text.windows,
         bytes_per_token=text.bytes_per_token,
         removed=selection.removed,
+        work=workload(text.windows, limit=job.source.info.max_positions, device=job.device),
         dense_path=job.source.path,
         pruned_path=model_dir,
         progress=monitor.progress,
         check_cancelled=monitor.check_cancelled,
+        warn=monitor.warn,
     )
 
 

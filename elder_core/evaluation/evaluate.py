@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from elder_core.errors import MeasurementFailed, OutOfMemory
 from elder_core.evaluation.generation import generations, prompts_from
 from elder_core.evaluation.memory import peak_memory
 from elder_core.evaluation.quality import Quality, quality
-from elder_core.evaluation.speed import Speed, Workload, compare_speed, workload
+from elder_core.evaluation.speed import Speed, Workload, compare_speed
 from elder_core.spec import Evaluation, EvaluationSpec, Generation, Measurement, Progress, Stage
 from elder_core.surgery import decoder_layers
 from elder_core.weight_files import checkpoint_bytes
@@ -50,39 +51,44 @@ class _Meter:
 
 
 def evaluate(
-    dense: PreTrainedModel,
-    pruned: PreTrainedModel,
+    load_pair: Callable[[], tuple[PreTrainedModel, PreTrainedModel]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     spec: EvaluationSpec,
     windows: torch.Tensor,
     bytes_per_token: float,
     removed: Sequence[int],
+    work: Workload,
     dense_path: Path,
     pruned_path: Path,
     progress: Callable[[Progress], None] = lambda _: None,
     check_cancelled: Callable[[], None] = lambda: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> EvaluationResult:
-    """Measure `dense` and `pruned`, both in eval mode, on one device and in one number type, as `spec` says.
+    """Measure the dense and the pruned model as `spec` says.
 
-    `windows` `[n, seq]` are tokens of text that calibration never saw, all of which are used; `bytes_per_token` is
-    that text's UTF-8 bytes over its tokens. `removed` are the removed layers by their place in `dense`. The folders
-    are the models' saved forms: their size is taken, and their memory measured in fresh processes.
+    `load_pair` gives both, in eval mode, on one device and in one number type. `windows` `[n, seq]` are tokens of
+    text that calibration never saw, all of which are used; `bytes_per_token` is that text's UTF-8 bytes over its
+    tokens. `removed` are the removed layers by their place in the dense model, `work` is what speed and memory are
+    measured at. The folders are the models' saved forms: their size is taken, and their memory measured in fresh
+    processes before either is loaded here, so that the device need hold only one. Memory that cannot be measured is
+    left out, and `warn` is told why: it is no reason to lose the training that came before.
 
     Raises:
-        NonFiniteLoss, OutOfMemory, MeasurementFailed: see each.
+        NonFiniteLoss: the predictions of a model are not numbers.
         Whatever `check_cancelled` raises.
     """
     meter = _Meter(70 + 50 * spec.speed + 10 * spec.generation, progress, check_cancelled)
+    paths = (dense_path, pruned_path)
+    peaks = [_memory(path, work, meter, warn) for path in paths] if spec.speed else []
+    dense, pruned = load_pair()
     found = _quality(dense, pruned, windows, bytes_per_token, meter)
     before = _measurement(dense, dense_path, found[0])
     after = _measurement(pruned, pruned_path, found[1])
     ideal = None
     if spec.speed:
-        work = workload(dense, windows)
         speed = compare_speed(dense, pruned, removed, work, tick=meter.part(30))
-        before = _with_costs(before, speed.before, _memory(dense_path, dense.device, work, meter))
-        after = _with_costs(after, speed.after, _memory(pruned_path, dense.device, work, meter))
+        before, after = _with_costs(before, speed.before, peaks[0]), _with_costs(after, speed.after, peaks[1])
         ideal = speed.ideal
     texts: tuple[Generation, ...] = ()
     if spec.generation:
@@ -130,12 +136,16 @@ def _measurement(model: PreTrainedModel, path: Path, found: Quality) -> Measurem
     )
 
 
-def _with_costs(measurement: Measurement, speed: Speed, peak_bytes: int) -> Measurement:
+def _with_costs(measurement: Measurement, speed: Speed, peak_bytes: int | None) -> Measurement:
     return measurement.model_copy(update={**asdict(speed), "peak_memory_bytes": peak_bytes})
 
 
-def _memory(path: Path, device: torch.device, work: Workload, meter: _Meter) -> int:
+def _memory(path: Path, work: Workload, meter: _Meter, warn: Callable[[str], None]) -> int | None:
     tick = meter.part(10)
-    used = peak_memory(path, device, work.prompt[0].tolist(), check_cancelled=meter.check_cancelled)
+    used = None
+    try:
+        used = peak_memory(path, work.prompt.device, work.prompt[0].tolist(), check_cancelled=meter.check_cancelled)
+    except (MeasurementFailed, OutOfMemory) as error:
+        warn(f"Peak memory is not known: {error.message}")
     tick(1.0)
     return used

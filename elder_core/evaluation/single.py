@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from elder_core.evaluation import decoding
 from elder_core.evaluation.memory import peak_memory
 from elder_core.evaluation.quality import quality
 from elder_core.evaluation.speed import compare_speed, workload
@@ -57,7 +58,7 @@ def evaluate_one(
     )
     if not speed:
         return measurement
-    work = workload(model, windows)
+    work = workload(windows, limit=decoding.max_positions(model), device=model.device)
     timed = compare_speed(model, model, (), work, tick=part(STEPS)).before
     used = peak_memory(path, model.device, work.prompt[0].tolist(), check_cancelled=check_cancelled)
     return measurement.model_copy(update={**asdict(timed), "peak_memory_bytes": used})

@@ -63,12 +63,11 @@ class _Times:
         return Speed(prompt_tokens / prefill, prefill, 1 / decode, decode)
 
 
-def workload(model: PreTrainedModel, windows: torch.Tensor, *, new_tokens: int = 16) -> Workload:
-    """The start of the first of `windows` `[n, seq]`, short enough that the new tokens fit the model's limit too."""
-    limit = decoding.max_positions(model)
+def workload(windows: torch.Tensor, *, limit: int | None, device: torch.device, new_tokens: int = 16) -> Workload:
+    """The start of the first of `windows` `[n, seq]`, short enough that the new tokens fit the model's `limit` too."""
     fitting = new_tokens if limit is None else max(1, min(new_tokens, limit // 4))
     longest = windows.shape[1] if limit is None else min(windows.shape[1], limit - fitting)
-    return Workload(windows[:1, :longest].to(model.device, torch.long), fitting)
+    return Workload(windows[:1, :longest].to(device, torch.long), fitting)
 
 
 def compare_speed(

@@ -19,7 +19,7 @@ from elder_core.spec import GatePoint, TrainingPoint
 class Context:
     """What a method works on.
 
-    `model` is on `device`, in evaluation mode, with float32 weights on a CPU and bfloat16 ones elsewhere; whatever a
+    `model` is on `device`, in evaluation mode, with float32 weights on a CPU and as they are stored elsewhere; whatever a
     method does to it beyond training its weights, it undoes. `windows` `[samples, length]` are token ids on the CPU.
     """
 

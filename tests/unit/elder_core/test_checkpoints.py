@@ -472,7 +472,3 @@ class TestModelCard:
         card = self.card(loaded, checkpoint, tmp_path)
         assert card.startswith("---\nlicense: other\nlicense_name: psf\nlibrary_name: transformers\n")
         assert "license: no" not in card
-
-    def test_perplexity_where_it_is_known(self, loaded, checkpoint, tmp_path):
-        card = self.card(loaded, checkpoint, tmp_path, perplexity=(42.3, 47.0))
-        assert "Perplexity on `builtin:manuals-test`: 42.30 before, 47.00 after." in card

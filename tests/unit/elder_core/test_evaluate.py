@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from elder_core.errors import Cancelled
+from elder_core.errors import Cancelled, ElderError, MeasurementFailed, OutOfMemory
 from elder_core.evaluation import environment as environment_module
 from elder_core.evaluation import evaluate as module
 from elder_core.evaluation import speed
@@ -41,13 +41,13 @@ def measured(
 
     def run(spec: EvaluationSpec, **settings: Any) -> EvaluationResult:
         return evaluate(
-            tiny_llama,
-            pruned,
+            lambda: (tiny_llama, pruned),
             tiny_tokenizer,
             spec=spec,
             windows=windows,
             bytes_per_token=1.0,
             removed=REMOVED,
+            work=speed.workload(windows, limit=64, device=torch.device("cpu")),
             dense_path=tiny_checkpoint,
             pruned_path=tmp_path,
             **settings,
@@ -94,6 +94,22 @@ def test_progress_grows_to_its_total(measured: Any, spec: EvaluationSpec) -> Non
     assert steps[-1] == seen[-1].total
     assert {one.stage for one in seen} == {Stage.EVALUATING}
     assert seen[-1].metrics.keys() == {"perplexity_before", "perplexity_after"}
+
+
+@pytest.mark.parametrize("error", [MeasurementFailed("it fell over"), OutOfMemory("too little")])
+def test_memory_that_cannot_be_measured_is_left_out(
+    measured: Any, error: ElderError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(module, "peak_memory", fail)
+    warnings: list[str] = []
+    found = measured(EvaluationSpec(generation=False), warn=warnings.append)
+
+    assert found.evaluation.before.peak_memory_bytes is None
+    assert found.evaluation.before.decode_tokens_per_second is not None
+    assert warnings == [f"Peak memory is not known: {error.message}"] * 2
 
 
 def test_can_be_cancelled(measured: Any) -> None:

@@ -27,6 +27,10 @@ def windows(length: int = 24) -> torch.Tensor:
     return torch.randint(1, 257, (2, length), generator=torch.Generator().manual_seed(1))
 
 
+def work_for(model: PreTrainedModel, *, new_tokens: int) -> speed.Workload:
+    return workload(windows(), limit=decoding.max_positions(model), device=model.device, new_tokens=new_tokens)
+
+
 @pytest.fixture
 def pair(tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> tuple[PreTrainedModel, PreTrainedModel]:
     monkeypatch.setattr(speed, "FEWEST_ROUNDS", 3)
@@ -36,7 +40,7 @@ def pair(tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 def test_figures_belong_together(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
-    work = workload(pair[0], windows(), new_tokens=4)
+    work = work_for(pair[0], new_tokens=4)
 
     found = compare_speed(*pair, REMOVED, work, budget_seconds=0)
 
@@ -48,13 +52,13 @@ def test_figures_belong_together(pair: tuple[PreTrainedModel, PreTrainedModel]) 
 
 
 def test_nothing_removed_has_an_ideal_of_one(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
-    found = compare_speed(*pair, (), workload(pair[0], windows(), new_tokens=2), budget_seconds=0)
+    found = compare_speed(*pair, (), work_for(pair[0], new_tokens=2), budget_seconds=0)
 
     assert found.ideal.prefill_speedup == found.ideal.decode_speedup == 1
 
 
 def test_no_hook_stays_on_the_model(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
-    compare_speed(*pair, REMOVED, workload(pair[0], windows(), new_tokens=2), budget_seconds=0)
+    compare_speed(*pair, REMOVED, work_for(pair[0], new_tokens=2), budget_seconds=0)
 
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(pair[0]))
 
@@ -68,7 +72,7 @@ def test_models_take_turns(pair: tuple[PreTrainedModel, PreTrainedModel], monkey
         return steps(model, work)
 
     monkeypatch.setattr(speed, "_step_seconds", noted)
-    compare_speed(*pair, REMOVED, workload(pair[0], windows(), new_tokens=2), budget_seconds=0)
+    compare_speed(*pair, REMOVED, work_for(pair[0], new_tokens=2), budget_seconds=0)
 
     warm_up, rounds = order[:2], order[2:]
     assert warm_up == [6, 4]
@@ -93,7 +97,7 @@ def test_rounds_follow_the_budget(round_seconds: float, rounds: int, monkeypatch
 def test_prompt_and_new_tokens_fit_the_limit(make_tiny: Callable[..., PreTrainedModel]) -> None:
     model = make_tiny("llama", max_position_embeddings=16)
 
-    work = workload(model, windows(), new_tokens=32)
+    work = work_for(model, new_tokens=32)
 
     assert (work.prompt.shape, work.new_tokens) == ((1, 12), 4)
 
@@ -103,7 +107,7 @@ def test_can_be_stopped(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        compare_speed(*pair, REMOVED, workload(pair[0], windows(), new_tokens=2), budget_seconds=0, tick=stop)
+        compare_speed(*pair, REMOVED, work_for(pair[0], new_tokens=2), budget_seconds=0, tick=stop)
 
 
 def test_clock_counts_the_chosen_modules_only() -> None:
