@@ -15,10 +15,11 @@ from starlette.exceptions import HTTPException
 
 from api.schemas import Problem, ProblemItem
 from elder_core.errors import ElderError, InvalidInput, UnknownMethod
-from elder_core.registry import find_method
+from elder_core.registry import METHODS, find_method
 from elder_service import errors as service
 
 PROBLEM_JSON = "application/problem+json"
+REQUEST_ID = "X-Request-Id"
 
 # The nearest class in an error's ancestry decides.
 STATUS_OF: dict[type[ElderError], HTTPStatus] = {
@@ -50,7 +51,9 @@ def problem(
     detail: str,
     errors: Sequence[ProblemItem] = (),
     headers: dict[str, str] | None = None,
+    extensions: dict[str, Any] | None = None,
 ) -> JSONResponse:
+    """`extensions` are further members of the body, as RFC 9457 allows."""
     body = Problem(
         type=f"urn:elder:error:{code}",
         title=HTTPStatus(status).phrase,
@@ -60,7 +63,8 @@ def problem(
         request_id=request.state.request_id,
         errors=list(errors),
     )
-    return JSONResponse(body.model_dump(), status_code=status, media_type=PROBLEM_JSON, headers=headers)
+    content = {**body.model_dump(), **(extensions or {})}
+    return JSONResponse(content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
 
 
 def _elder_error(request: Request, error: Exception) -> JSONResponse:
@@ -80,7 +84,7 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def problem_items(errors: Sequence[Any]) -> list[ProblemItem]:
-    """pydantic's errors with `loc` as the caller wrote it: no `body` in front, no tag of a union inside."""
+    """pydantic's errors with `loc` as the caller wrote it: no `body` in front, no tag of a union inside, no `[key]`."""
     return [_problem_item(error) for error in errors]
 
 
@@ -93,8 +97,10 @@ def _problem_item(error: dict[str, Any]) -> ProblemItem:
             find_method(error["ctx"]["tag"])
         except UnknownMethod as unknown:
             return ProblemItem(loc=list(unknown.loc), code=unknown.code, message=unknown.message)
-    if len(loc) > 1 and loc[0] == "method":
+    if len(loc) > 1 and loc[0] == "method" and loc[1] in METHODS:
         loc = [loc[0], *loc[2:]]
+    if loc and loc[-1] == "[key]":
+        loc.pop()
     return ProblemItem(loc=loc, code=error["type"], message=error["msg"])
 
 
@@ -115,6 +121,10 @@ def _database_down(request: Request, error: Exception) -> JSONResponse:
     )
 
 
+def not_ready(request: Request, detail: str, checks: dict[str, str]) -> JSONResponse:
+    return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", detail, extensions={"checks": checks})
+
+
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     _log.error("Unexpected error, request %s", request.state.request_id, exc_info=error)
     return problem(
@@ -122,6 +132,7 @@ def _unexpected(request: Request, error: Exception) -> JSONResponse:
         HTTPStatus.INTERNAL_SERVER_ERROR,
         service.InternalError.code,
         f"A fault in the service. Its log tells more under request {request.state.request_id}.",
+        headers={REQUEST_ID: request.state.request_id},  # this answer is sent outside of RequestContext
     )
 
 

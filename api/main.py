@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from api import errors, openapi
@@ -15,6 +15,7 @@ from api.embedded import EmbeddedWorker
 from api.links import LinkSigner
 from api.middleware import RequestContext
 from api.routes import artifacts, events, health, jobs, methods
+from api.storable import refuse_nul
 from elder_service.db.engine import make_engine, make_sessions
 from elder_service.db.schema import check_head
 from elder_service.queue import make_celery
@@ -43,6 +44,7 @@ def create_app(settings: Settings | None = None, worker: EmbeddedWorker | None =
         summary="Makes language models shorter: depth pruning, regularize first, prune after.",
         version=VERSION,
         lifespan=lifespan,
+        dependencies=[Depends(refuse_nul)],
     )
     app.state.services = services
     # Not FastAPI(max_body_size=…): that one stands outside of RequestContext, which makes its answer a problem.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api import schemas
 from api.links import LinkSigner
+from api.storable import readable
 from elder_core.spec import JobSpec
 from elder_service.db.engine import database_now
 from elder_service.db.models import ArtifactRow, JobEventRow, JobRow
@@ -46,15 +49,32 @@ def _job(row: JobRow, position: int | None, now: datetime, base_url: str) -> sch
         finished_at=row.finished_at,
         queued_seconds=_seconds(row.created_at, waited_until),
         running_seconds=_seconds(row.started_at, row.finished_at or now) if row.started_at else None,
-        priority=_PRIORITY_NAMES[row.priority],
+        priority=priority_name(row.priority),
         max_runtime_seconds=row.max_runtime_seconds,
         max_queue_seconds=row.max_queue_seconds,
-        spec=JobSpec.model_validate(row.spec),
-        metadata=row.job_metadata,
+        spec=read_spec(row) or stored_spec(row),
+        metadata=readable(row.job_metadata),
         result=schemas.JobResult.model_validate(row.result) if row.result else None,
-        error=schemas.JobError.model_validate(row.error) if row.error else None,
+        error=schemas.JobError.model_validate(readable(row.error)) if row.error else None,
         urls=_urls(row, base_url),
     )
+
+
+def read_spec(row: JobRow) -> JobSpec | None:
+    """None if this version cannot read it: another one, with other parameters or ranges, has stored it."""
+    try:
+        return JobSpec.model_validate(stored_spec(row))
+    except ValidationError:
+        return None
+
+
+def stored_spec(row: JobRow) -> dict[str, Any]:
+    spec: dict[str, Any] = readable(row.spec)
+    return spec
+
+
+def priority_name(priority: int) -> str:
+    return _PRIORITY_NAMES.get(priority, str(priority))
 
 
 def _seconds(start: datetime, end: datetime) -> float:
@@ -76,7 +96,7 @@ def _urls(row: JobRow, base_url: str) -> schemas.JobUrls:
 
 
 def present_event(row: JobEventRow) -> schemas.JobEvent:
-    return schemas.JobEvent(seq=row.seq, type=row.type, at=row.at, data=row.data)
+    return schemas.JobEvent(seq=row.seq, type=row.type, at=row.at, data=readable(row.data))
 
 
 def present_artifact(row: ArtifactRow, links: LinkSigner, base_url: str) -> schemas.Artifact:

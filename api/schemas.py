@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from api.storable import check_storable
 from elder_core.spec import JobSpec, Stage
 from elder_service.jobs.states import Status
+
+# Without quotes, which a path into JSON could not hold.
+METADATA_KEY = r"^[A-Za-z0-9_.:/-]{1,64}$"
+MOST_METADATA = 32
 
 
 class Schema(BaseModel):
@@ -29,7 +34,16 @@ class JobCreate(JobSpec):
     max_queue_seconds: int | None = Field(
         default=None, ge=1, le=30 * 86_400, description="A job not started by then expires."
     )
-    metadata: dict[str, str] = Field(default={}, max_length=32, description="Kept and returned as given.")
+    metadata: dict[Annotated[str, Field(pattern=METADATA_KEY)], str] = Field(
+        default={},
+        max_length=MOST_METADATA,
+        description="Kept and returned as given. A key has up to 64 letters, digits and `_.:/-`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_storable(cls, value: Any) -> Any:
+        return check_storable(value)
 
 
 class StageTimes(Schema):
@@ -101,7 +115,10 @@ class Job(Schema):
     priority: str
     max_runtime_seconds: int | None
     max_queue_seconds: int | None
-    spec: JobSpec
+    spec: JobSpec | dict[str, Any] = Field(
+        description="As it was submitted, with defaults. Where another version of the service stored what this one "
+        "cannot read, it is shown as it is stored."
+    )
     metadata: dict[str, str]
     result: JobResult | None
     error: JobError | None
@@ -180,6 +197,12 @@ class Problem(Schema):
     errors: list[ProblemItem] = []
 
 
+class NotReady(Problem):
+    """`checks` says of each part whether it is `ok`, and otherwise what is wrong with it."""
+
+    checks: dict[str, str]
+
+
 class Live(Schema):
     status: Literal["ok"] = "ok"
 
@@ -187,5 +210,5 @@ class Live(Schema):
 class Ready(Schema):
     """`degraded`: the database serves but hints to workers do not arrive; jobs start by the workers' own timers."""
 
-    status: Literal["ok", "degraded", "down"]
+    status: Literal["ok", "degraded"]
     checks: dict[str, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,11 +14,11 @@ from api.dashboard.forms import blank
 from api.dashboard.summaries import LIVE_STATUSES
 from api.dashboard.words import STAGE_NAMES, Moment, moment
 from api.links import LinkSigner
+from api.presentation import priority_name, read_spec, stored_spec
 from api.schemas import JobError, JobResult, StageTimes
 from elder_core.reports import formatting
 from elder_core.spec import Stage
 from elder_service.db.models import ArtifactRow, JobEventRow, JobRow
-from elder_service.jobs.service import PRIORITIES
 from elder_service.jobs.states import Status
 
 METADATA = "metadata"  # shown by itself
@@ -162,21 +163,22 @@ def download(row: ArtifactRow, links: LinkSigner) -> DownloadView:
     return DownloadView(row.name, url, formatting.size(row.size_bytes), row.sha256)
 
 
+def unread_spec(row: JobRow) -> str | None:
+    """The spec as it is stored, where another version of the service stored what this one cannot read."""
+    return None if read_spec(row) else json.dumps(stored_spec(row), indent=2, ensure_ascii=False)
+
+
 def settings(row: JobRow) -> tuple[SettingsGroup, ...]:
-    """The spec and the job's limits, with the labels of the form."""
+    """The job's limits and, where it can be read, the spec, with the labels of the form."""
     form = blank()
-    method = form.method(row.method)
-    sections = (
-        form.model,
-        method.section if method else None,
-        form.calibration,
-        form.evaluation,
-        form.job,
-        form.output,
-    )
+    sections = [form.job]
+    if read_spec(row):
+        method = form.method(row.method)
+        chosen = [method.section] if method else []
+        sections = [form.model, *chosen, form.calibration, form.evaluation, form.job, form.output]
     values = {
-        **row.spec,
-        "priority": next(name for name, value in PRIORITIES.items() if value == row.priority),
+        **stored_spec(row),
+        "priority": priority_name(row.priority),
         "max_runtime_seconds": row.max_runtime_seconds,
         "max_queue_seconds": row.max_queue_seconds,
     }
@@ -185,7 +187,6 @@ def settings(row: JobRow) -> tuple[SettingsGroup, ...]:
             section.title, tuple(_setting(field, values) for field in section.fields if field.name != METADATA)
         )
         for section in sections
-        if section is not None
     )
 
 

@@ -119,7 +119,7 @@ def _control(declared: dict[str, Any]) -> Control | None:
         return Control.CHOICE
     if kind == "array":
         return Control.NUMBERS if declared["items"].get("type") == "integer" else Control.LINES
-    if kind == "object" and "additionalProperties" in declared and "properties" not in declared:
+    if kind == "object" and "properties" not in declared:
         return Control.PAIRS
     return _OF_TYPE.get(kind or "")
 

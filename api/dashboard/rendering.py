@@ -39,4 +39,6 @@ def prose(text: str) -> Markup:
 
 
 def render(template: str, *, status_code: int = 200, **context: object) -> HTMLResponse:
-    return HTMLResponse(environment().get_template(template).render(context), status_code=status_code)
+    """A page; half of a surrogate pair in it, which UTF-8 cannot spell, becomes a question mark."""
+    page = environment().get_template(template).render(context)
+    return HTMLResponse(page.encode("utf-8", "replace"), status_code=status_code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import uuid
 from http import HTTPStatus
 from typing import Annotated
@@ -34,6 +36,9 @@ from elder_service.jobs.repository import JobFilter
 PAGE_SIZE = 20
 EVENTS_SHOWN = 50
 KEY_FIELD = "idempotency_key"
+KEY = re.compile(r"[\w-]{1,255}", re.ASCII)
+
+_log = logging.getLogger(__name__)
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -71,7 +76,9 @@ async def _typed(request: Request) -> dict[str, str]:
 @router.post("/jobs/new", dependencies=[SameOrigin])
 def create_job(services: ServicesDep, typed: Annotated[dict[str, str], Depends(_typed)]) -> Response:
     """Submit as POST /v1/jobs does; the form's hidden key makes one job of a double click."""
-    key = typed.get(KEY_FIELD) or _new_key()
+    key = typed.get(KEY_FIELD, "")
+    if not KEY.fullmatch(key):
+        key = _new_key()
     try:
         body = JobCreate.model_validate(forms.body_of(typed))
         row, _ = submission.submit(services, body, key)
@@ -123,8 +130,15 @@ def _job_page(services: Services, job_id: str) -> JobPage:
 
 
 def _report(services: Services, artifacts: list[ArtifactRow]) -> Report | None:
+    """None without one, and for one that another version wrote so that this one cannot read it: a download it is."""
     row = next((artifact for artifact in artifacts if artifact.name == "report.json"), None)
-    return Report.model_validate_json(services.storage.read(row.storage_key)) if row else None
+    if row is None:
+        return None
+    try:
+        return Report.model_validate_json(services.storage.read(row.storage_key))
+    except ValidationError as error:
+        _log.warning("The report of %s cannot be read: %d errors.", row.job_id, error.error_count())
+        return None
 
 
 @router.post("/jobs/{job_id}/cancel", dependencies=[SameOrigin])

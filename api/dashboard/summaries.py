@@ -7,10 +7,11 @@ from datetime import datetime
 
 from api.dashboard import words
 from api.dashboard.words import STAGE_NAMES, STATUS_NAMES, Moment, moment
+from api.presentation import read_spec, stored_spec
 from api.schemas import JobProgress, JobResult
 from elder_core.registry import METHODS
 from elder_core.reports import formatting
-from elder_core.spec import JobSpec, Stage
+from elder_core.spec import Stage
 from elder_service.db.models import JobRow
 from elder_service.jobs.states import ACTIVE, Status
 
@@ -47,15 +48,15 @@ class JobSummary:
 
 
 def job_summary(row: JobRow, position: int | None, now: datetime) -> JobSummary:
-    spec = JobSpec.model_validate(row.spec)
+    spec = read_spec(row)
     result = JobResult.model_validate(row.result) if row.result else None
     status = Status(row.status)
     return JobSummary(
         id=row.id,
         url=f"/jobs/{row.id}",
-        model=spec.model.id,
+        model=spec.model.id if spec else _stored_model(row),
         method=METHODS[row.method].title if row.method in METHODS else row.method,
-        target=words.target(spec),
+        target=words.target(spec) if spec else "–",
         status=status.value,
         status_name=STATUS_NAMES[status],
         note=_note(row, position, result, now),
@@ -67,6 +68,12 @@ def job_summary(row: JobRow, position: int | None, now: datetime) -> JobSummary:
         perplexity_change=formatting.change(result.perplexity_after / result.perplexity_before) if result else "",
         created=moment(row.created_at, now),
     )
+
+
+def _stored_model(row: JobRow) -> str:
+    """The name of the model in a spec that this version cannot read, if it is where it should be."""
+    model = stored_spec(row).get("model")
+    return str(model["id"]) if isinstance(model, dict) and model.get("id") else row.id
 
 
 def _note(row: JobRow, position: int | None, result: JobResult | None, now: datetime) -> str:

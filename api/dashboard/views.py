@@ -79,6 +79,7 @@ class JobPage:
     report: ReportView | None
     downloads: tuple[details.DownloadView, ...]
     settings: tuple[details.SettingsGroup, ...]
+    unread_spec: str | None
     metadata: tuple[tuple[str, str], ...]
 
 
@@ -146,6 +147,7 @@ def job_page(
         report=_report(row, report) if report else None,
         downloads=tuple(details.download(artifact, links) for artifact in artifacts),
         settings=details.settings(row),
+        unread_spec=details.unread_spec(row),
         metadata=tuple(sorted(row.job_metadata.items())),
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response, status
+from fastapi.exceptions import RequestValidationError
+from pydantic import AwareDatetime, Field
 
 from api import schemas, submission
 from api.dependencies import ServicesDep, SessionDep, base_url
@@ -17,6 +20,8 @@ from elder_service.jobs.states import Status
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+# A time near the ends of the calendar has no counterpart in UTC.
+Time = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(9999, 1, 1, tzinfo=UTC))]
 JobId = Annotated[str, Path(max_length=40, examples=["job_01jd9z5x1rq8v7k2m3n4p5q6r7"])]
 
 
@@ -36,7 +41,12 @@ def create_job(
     services: ServicesDep,
     idempotency_key: Annotated[
         str | None,
-        Header(min_length=1, max_length=255, description="The same key and body within 24 hours make one job."),
+        Header(
+            min_length=1,
+            max_length=255,
+            pattern=r"^[\x20-\x7e]+$",
+            description="The same key and body within 24 hours make one job.",
+        ),
     ] = None,
 ) -> schemas.Job:
     """Queue a pruning job."""
@@ -57,7 +67,7 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     status: Annotated[list[Status] | None, Query(description="Only these; may be given several times.")] = None,
     method: Annotated[str | None, Query()] = None,
-    created_after: Annotated[datetime | None, Query()] = None,
+    created_after: Annotated[Time | None, Query(description="A time with its offset from UTC.")] = None,
 ) -> schemas.JobList:
     """Jobs from newest to oldest. `metadata[key]=value` in the query selects by metadata."""
     where = JobFilter(tuple(status or ()), method, created_after, _metadata(request))
@@ -72,11 +82,21 @@ def list_jobs(
 
 
 def _metadata(request: Request) -> dict[str, str]:
-    return {
+    found = {
         name[len("metadata[") : -1]: value
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
+    wrong = [key for key in found if not re.fullmatch(schemas.METADATA_KEY, key)]
+    if wrong:
+        raise _query_error(f"metadata[{wrong[0]}]", "A key has up to 64 letters, digits and `_.:/-`")
+    if len(found) > schemas.MOST_METADATA:
+        raise _query_error("metadata", f"At most {schemas.MOST_METADATA} keys can be asked for")
+    return found
+
+
+def _query_error(name: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "metadata", "loc": ("query", name), "msg": message, "input": None}])
 
 
 @router.get("/{job_id}", responses=problems(404, 503))
@@ -85,7 +105,7 @@ def get_job(job_id: JobId, request: Request, session: SessionDep) -> schemas.Job
     return present_job(session, repository.get(session, job_id), base_url(request))
 
 
-@router.post("/{job_id}/cancel", responses=problems(404, 503))
+@router.post("/{job_id}/cancel", responses=problems(404, 413, 503))
 def cancel_job(job_id: JobId, request: Request, session: SessionDep) -> schemas.Job:
     """Cancel a queued job, or ask a running one to stop. An ended job is returned as it is."""
     return present_job(session, service.cancel(session, job_id), base_url(request))
