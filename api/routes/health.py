@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from fastapi import APIRouter, Response, status
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import schemas
 from api.dependencies import Services, ServicesDep
+from api.errors import PROBLEM_JSON, not_ready
 from elder_service import queue
 from elder_service.db.schema import check_head
 from elder_service.errors import SchemaMismatch
@@ -22,16 +22,24 @@ def livez() -> schemas.Live:
     return schemas.Live()
 
 
-@router.get("/readyz", responses={503: {"model": schemas.Ready, "description": "Not ready."}})
-def readyz(response: Response, services: ServicesDep) -> schemas.Ready:
+@router.get(
+    "/readyz",
+    response_model=schemas.Ready,
+    responses={
+        503: {
+            "description": "The database cannot serve.",
+            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/NotReady"}}},
+        }
+    },
+)
+def readyz(request: Request, services: ServicesDep) -> schemas.Ready | JSONResponse:
     """Whether jobs can be accepted. A missing broker only delays their start: degraded, not down."""
     database = _database(services)
     broker = "ok" if queue.broker_reachable(services.celery) else "unreachable"
-    state: Literal["ok", "degraded", "down"] = "ok" if broker == "ok" else "degraded"
+    checks = {"database": database, "broker": broker}
     if database != "ok":
-        state = "down"
-        response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
-    return schemas.Ready(status=state, checks={"database": database, "broker": broker})
+        return not_ready(request, f"The database cannot serve: {database}", checks)
+    return schemas.Ready(status="ok" if broker == "ok" else "degraded", checks=checks)
 
 
 def _database(services: Services) -> str:

@@ -15,6 +15,7 @@ _EXAMPLES = {
     409: ("report_not_ready", "The job is running; its report is there once it has succeeded."),
     413: ("content_too_large", "The body is larger than 1000000 bytes."),
     416: ("range_not_satisfiable", "The range lies outside the file."),
+    500: ("internal_error", "A fault in the service. Its log tells more under request req_01jd9z5x1rq8v7k2m3n4p5q6r7."),
     422: ("invalid_ratio", "ratio is 1.5; give a number above 0 and below 1, such as 0.25."),
     503: ("database_unavailable", "The database does not answer; try again in a few seconds."),
 }
