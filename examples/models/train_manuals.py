@@ -19,6 +19,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -237,16 +238,27 @@ def write_splits(out: Path, corpus: dict[str, list[dict[str, str]]]) -> None:
         (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def megabytes(files: Iterable[Path]) -> float:
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
 def write_card(out: Path, corpus: dict[str, list[dict[str, str]]], bits: float, args: argparse.Namespace) -> None:
     stored = {True: "stored here", False: "not stored"}
     rows = "\n".join(
         f"| {name} | {len(documents):,} | {utf8_bytes(documents):,} | {stored[(out / f'{name}.jsonl').exists()]} |"
         for name, documents in corpus.items()
     )
+    files = [file for file in out.iterdir() if file.name != "README.md"]
     template = (Path(__file__).parent / "manuals_card.md").read_text(encoding="utf-8")
     (out / "README.md").write_text(
         template.format(
-            bits=bits, splits=rows, steps=args.steps, seed=args.seed, tokens=args.steps * BATCH * SEQUENCE_LENGTH
+            bits=bits,
+            model_megabytes=megabytes(file for file in files if file.suffix != ".jsonl"),
+            folder_megabytes=megabytes(files),
+            splits=rows,
+            steps=args.steps,
+            seed=args.seed,
+            tokens=args.steps * BATCH * SEQUENCE_LENGTH,
         ),
         encoding="utf-8",
     )

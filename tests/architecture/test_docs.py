@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]+)?\)")
 MAKE = re.compile(r"\bmake ([a-z][a-z-]*)\b")
-CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+# fenced, indented by four, or within a line
+CODE = re.compile(r"```.*?```|^ {4}[^\n]+|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 VENDORED = ("*.min.js", "*.umd.min.js")
 
 
@@ -37,8 +38,18 @@ def test_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_make_targets_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    code = " ".join(CODE.findall(document.read_text("utf-8")))
-    assert set(MAKE.findall(code)) <= targets
+    assert make_targets(document.read_text("utf-8")) <= targets
+
+
+def make_targets(text: str) -> set[str]:
+    """Those that the code in a document names."""
+    return {target for code in CODE.findall(text) for target in MAKE.findall(code)}
+
+
+def test_code_is_found_however_it_is_written() -> None:
+    text = "we make it\n\n    make one  # with make two\n\n```\nA=1 make three\n```\n\nUse `make four`, or make do.\n"
+    assert make_targets(text) == {"one", "two", "three", "four"}
+    assert make_targets((ROOT / "README.md").read_text("utf-8")) >= {"demo", "serve", "test", "check"}
 
 
 def test_make_help_shows_the_targets_that_people_use() -> None:
@@ -50,6 +61,19 @@ def test_make_help_shows_the_targets_that_people_use() -> None:
 def test_readme_names_every_architecture_and_method() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert [name for name in (*ARCHITECTURES, *METHODS) if f"`{name}`" not in readme] == []
+
+
+def test_the_card_of_the_bundled_model_is_that_of_its_template() -> None:
+    models = ROOT / "examples" / "models"
+    template = re.escape((models / "manuals_card.md").read_text("utf-8"))
+    field = re.compile(r"\\{(\w+)(?::[^}]*)?\\}")
+    card = (models / "manuals-16l" / "README.md").read_text("utf-8")
+    found = re.fullmatch(field.sub(r"(?P<\1>.+?)", template), card, re.DOTALL)
+    assert found
+    files = [file for file in (models / "manuals-16l").iterdir() if file.name != "README.md"]
+    own = [file for file in files if file.suffix != ".jsonl"]
+    for name, counted in (("folder_megabytes", files), ("model_megabytes", own)):
+        assert found[name] == f"{sum(file.stat().st_size for file in counted) / 1e6:.1f}"
 
 
 def test_vendored_files_have_their_licence_beside_them() -> None:
