@@ -17,7 +17,7 @@ from api.links import LinkSigner
 from api.presentation import priority_name, read_spec, stored_spec
 from api.schemas import JobError, JobResult, StageTimes
 from elder_core.reports import formatting
-from elder_core.spec import Stage
+from elder_core.spec import JobSpec, Stage
 from elder_service.db.models import ArtifactRow, JobEventRow, JobRow
 from elder_service.jobs.states import Status
 
@@ -171,8 +171,9 @@ def unread_spec(row: JobRow) -> str | None:
 def settings(row: JobRow) -> tuple[SettingsGroup, ...]:
     """The job's limits and, where it can be read, the spec, with the labels of the form."""
     form = blank()
-    sections = [form.job]
+    sections, elsewhere = [form.job], {METADATA, *JobSpec.model_fields}
     if read_spec(row):
+        elsewhere = {METADATA}
         method = form.method(row.method)
         chosen = [method.section] if method else []
         sections = [form.model, *chosen, form.calibration, form.evaluation, form.job, form.output]
@@ -184,7 +185,7 @@ def settings(row: JobRow) -> tuple[SettingsGroup, ...]:
     }
     return tuple(
         SettingsGroup(
-            section.title, tuple(_setting(field, values) for field in section.fields if field.name != METADATA)
+            section.title, tuple(_setting(field, values) for field in section.fields if field.name not in elsewhere)
         )
         for section in sections
     )

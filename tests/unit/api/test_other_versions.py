@@ -41,6 +41,8 @@ def test_a_spec_that_this_version_cannot_read_is_shown_as_it_is(
     if spec is NEWER:
         assert "<h1>local:newer</h1>" in page.text
         assert "max_bytes" in page.text
+    assert "Priority" in page.text
+    assert "Seed" not in page.text
     assert client.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
 
 
