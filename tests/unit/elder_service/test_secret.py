@@ -16,6 +16,7 @@ RACE = """
 import sys
 from pathlib import Path
 from elder_service.secret import stored_secret
+print("ready", flush=True)
 sys.stdin.read()  # all go on at once
 print(stored_secret(Path(sys.argv[1])).get_secret_value())
 """
@@ -58,6 +59,9 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
         )
         for _ in range(4)
     ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in started:
         assert process.stdin is not None
         process.stdin.close()
