@@ -23,19 +23,8 @@ from pydantic import BaseModel
 
 from elder_core import pipeline
 from elder_core.inspection import Sources
-from elder_core.spec import (
-    ElderParameters,
-    Environment,
-    Evaluation,
-    EvaluationSpec,
-    JobSpec,
-    MethodParameters,
-    ModelRef,
-    Progress,
-    Report,
-    ShortGptParameters,
-    Stage,
-)
+from elder_core.parameters import ElderParameters, MethodParameters, ShortGptParameters
+from elder_core.spec import Environment, Evaluation, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage
 
 MODEL = "builtin:manuals-16l"
 RATIO = 0.25

@@ -7,11 +7,14 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from elder_core.errors import DeviceUnavailable, OutOfMemory
 
+CPUINFO = Path("/proc/cpuinfo")
 CPU_OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -34,9 +37,19 @@ def choose(device: str) -> torch.device:
     return chosen
 
 
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether learning computes in bfloat16: on CUDA, and on a CPU that multiplies matrices of it (AMX)."""
+    return device.type == "cuda" or _has_amx()
+
+
+@cache
+def _has_amx() -> bool:
+    return CPUINFO.is_file() and "amx_bf16" in CPUINFO.read_text(encoding="utf-8", errors="replace").split()
+
+
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Arithmetic in bfloat16 on CUDA, over float32 weights; float32 elsewhere."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+    """Arithmetic of learning in bfloat16, over the weights as they are, where the device is fast at it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if computes_in_bfloat16(device) else nullcontext()
 
 
 def reset_peak_memory(device: torch.device) -> None:

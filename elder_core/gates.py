@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from elder_core.spec import Gate
+from elder_core.parameters import Gate
 
 Layers = Sequence[nn.Module] | nn.ModuleList
 Look = Callable[[Tensor, Tensor], Tensor]

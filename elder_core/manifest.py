@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from elder_core.errors import InvalidCheckpoint
-from elder_core.spec import JobSpec, LayerReport, ModelSummary, Strict
+from elder_core.parameters import Strict
+from elder_core.spec import JobSpec, LayerReport, ModelSummary
 
 MANIFEST_FILE = "elder.json"
 

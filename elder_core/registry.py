@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from elder_core.errors import UnknownMethod
-from elder_core.spec import PAPER, ElderParameters, ShortGptParameters, Strict
+from elder_core.parameters import PAPER, ElderParameters, ShortGptParameters, Strict
 
 if TYPE_CHECKING:
     from elder_core.methods.base import Method

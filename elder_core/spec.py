@@ -1,7 +1,6 @@
 """What a job is and what it reports: the types that every process shares. Imports no torch.
 
-Parameters are declared here once, each with its range, unit, default and a sentence of help; the API's schema, the
-form, the command line and the documentation come from these declarations.
+Fields are declared here once, as the parameters of the methods are in elder_core.parameters.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from elder_core.errors import (
     AmbiguousTarget,
@@ -19,14 +18,7 @@ from elder_core.errors import (
     LayersOutOfRange,
     NoLayerLeft,
 )
-
-PAPER = "https://arxiv.org/abs/2505.18232"
-
-
-class Strict(BaseModel):
-    """Immutable, and an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from elder_core.parameters import ElderParameters, MethodParameters, Strict
 
 
 class Stage(StrEnum):
@@ -40,31 +32,6 @@ class Stage(StrEnum):
     PRUNING = "pruning"
     EXPORTING = "exporting"
     EVALUATING = "evaluating"
-
-
-class Gate(StrEnum):
-    """How a layer's weight g enters the forward pass, x being the layer's input and F(x) its output."""
-
-    RESIDUAL = "residual"  # x + g · (F(x) − x): at 0 the layer is removed exactly
-    OUTPUT = "output"  # g · F(x): the wording of the paper
-
-
-class GateOptimizer(StrEnum):
-    PROXIMAL = "proximal"  # gradient step, soft threshold, clamp to [0, 1]
-    ADAM = "adam"  # on the loss plus λ1 · Σ|g|
-
-
-class Loss(StrEnum):
-    KL = "kl"  # Kullback–Leibler divergence from the unpruned model's next-token distribution
-    CROSS_ENTROPY = "cross_entropy"  # of the text's own next token
-
-
-class Norm(StrEnum):
-    """How the difference Δ between a layer's output and input is measured by the stage 2 penalty."""
-
-    L1 = "l1"  # mean |Δ|
-    L2 = "l2"  # mean over tokens of ‖Δ‖₂
-    RELATIVE = "relative"  # mean over tokens of ‖Δ‖₂² / ‖x‖₂²
 
 
 class Precision(StrEnum):
@@ -88,61 +55,6 @@ class ModelRef(Strict):
         max_length=200,
         description="Branch, tag or commit of a hub model; resolved to a commit and recorded.",
     )
-
-
-class ElderParameters(Strict):
-    """ELDeR: learn a weight for every layer, regularise the least important towards the identity, remove them."""
-
-    name: Literal["elder"] = "elder"
-
-    gate: Gate = Field(default=Gate.RESIDUAL, description="Form of the layer weight.")
-    gate_optimizer: GateOptimizer = Field(default=GateOptimizer.PROXIMAL, description="How the weights are learnt.")
-    gate_loss: Loss = Field(default=Loss.KL, description="What the weights are learnt against.")
-    gate_penalty: float = Field(default=0.1, ge=0, le=100, description="λ1, the ℓ1 penalty on the layer weights.")
-    gate_learning_rate: float = Field(default=0.3, gt=0, le=10, description="Step size for the layer weights.")
-    gate_steps: int = Field(
-        default=160, ge=1, le=100_000, description="Updates of the layer weights in each round of selection."
-    )
-    gate_batch_size: int = Field(default=1, ge=1, le=1024, description="Sequences in one update of the weights.")
-    gate_share: float = Field(
-        default=0.5,
-        gt=0,
-        le=1,
-        description="Share of the layers whose weights are in effect, and learn, in one update; the layers take turns, "
-        "and the others stay whole. 1 weights all at once, as the paper does.",
-    )
-    layers_per_round: int | None = Field(
-        default=None,
-        ge=1,
-        description="Layers chosen after each round of learning; 1 is the paper's iterative selection, null chooses "
-        "all in one round.",
-    )
-
-    loss: Loss = Field(default=Loss.KL, description="What the model trains on in stage 2.")
-    penalty: float = Field(default=0.1, ge=0, le=1000, description="λ2, the weight of the penalty on Δ in stage 2.")
-    norm: Norm = Field(default=Norm.RELATIVE, description="Norm of Δ in that penalty.")
-    anneal_fraction: float = Field(
-        default=0.25,
-        ge=0,
-        le=1,
-        description="Share of stage 2 over which the chosen layers' weights fall from 1 to 0; 0 leaves them at 1, as "
-        "the paper does.",
-    )
-    updates: int = Field(
-        default=50, ge=0, le=1_000_000, description="Optimiser updates in stage 2; 0 prunes without regularising."
-    )
-    batch_size: int = Field(default=8, ge=1, le=1024, description="Sequences in one update of stage 2.")
-    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate of stage 2 (AdamW).")
-
-
-class ShortGptParameters(Strict):
-    """ShortGPT: remove the layers of least block influence, 1 − cos(input, output). No training."""
-
-    name: Literal["shortgpt"] = "shortgpt"
-    batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass.")
-
-
-MethodParameters = Annotated[ElderParameters | ShortGptParameters, Field(discriminator="name")]
 
 
 class CalibrationSpec(Strict):
@@ -289,7 +201,7 @@ class Progress(Strict):
     stage: Stage
     step: int = Field(ge=0)
     total: int = Field(ge=0)
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class Measurement(Strict):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from elder_core.calibration.batches import batch_at
+from elder_core.calibration.batches import batch_at, epochs_needed
 from elder_core.monitor import Monitor
 from elder_core.spec import GatePoint, TrainingPoint
 
@@ -19,8 +19,9 @@ from elder_core.spec import GatePoint, TrainingPoint
 class Context:
     """What a method works on.
 
-    `model` is on `device`, in evaluation mode, with float32 weights on a CPU and as they are stored elsewhere; whatever a
-    method does to it beyond training its weights, it undoes. `windows` `[samples, length]` are token ids on the CPU.
+    `model` is on `device`, in evaluation mode, with float32 weights on a CPU and as they are stored elsewhere;
+    whatever a method does to it beyond training its weights, it undoes. `windows` `[samples, length]` are token ids on
+    the CPU.
     """
 
     model: PreTrainedModel
@@ -32,6 +33,15 @@ class Context:
     def batch(self, step: int, size: int) -> Tensor:
         """Token ids `[size, length]` of batch number `step`, on the device."""
         return batch_at(self.windows, step, size, self.seed).to(self.device)
+
+    def note_repetition(self, what: str, steps: int, batch_size: int) -> None:
+        """Warn if `what` sees the text more than once; each time is in another order."""
+        epochs = epochs_needed(len(self.windows), steps, batch_size)
+        if epochs > 1:
+            self.monitor.warn(
+                f"The calibration text has {len(self.windows):,} sequences, so {what} went through it "
+                f"{epochs:.1f} times; more text may give a better result."
+            )
 
 
 @dataclass(frozen=True)

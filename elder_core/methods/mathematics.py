@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from elder_core.spec import Norm
+from elder_core.parameters import Norm
 
 SMALLEST = 1e-8  # keeps a division by the norm of an all-zero hidden state finite
 
@@ -58,22 +58,22 @@ def block_influence(x: Tensor, y: Tensor) -> Tensor:
     return 1 - functional.cosine_similarity(x.float(), y.float(), dim=-1).mean()
 
 
-def annealed_gate(update: int, updates: int, fraction: float) -> float:
-    """Weight of the chosen layers at `update` (from 0): falls evenly from 1 to 0 over the first `fraction` of updates.
+def annealed_gate(share: float, fraction: float) -> float:
+    """Weight of the chosen layers once `share` of training is done: falls evenly from 1 to 0 over the first `fraction`.
 
-    It is exactly 0 from update ⌈fraction · updates⌉ − 1 on. A fraction of 0 leaves it at 1.
+    It is exactly 0 from there on. A fraction of 0 leaves it at 1.
     """
     if fraction == 0:
         return 1.0
-    return max(0.0, 1 - (update + 1) / max(1.0, fraction * updates))
+    return max(0.0, 1 - share / fraction)
 
 
-def learning_rate_at(update: int, updates: int, peak: float, *, warmup_fraction: float = 0.1) -> float:
-    """Even rise to `peak` over the first `warmup_fraction` of the updates, then an even fall that ends above 0."""
-    warmup = max(1, round(warmup_fraction * updates))
-    if update < warmup:
-        return peak * (update + 1) / warmup
-    return peak * (updates - update) / (updates - warmup + 1)
+def learning_rate_at(before: float, after: float, peak: float, *, warmup: float = 0.1) -> float:
+    """Rate of the update that takes training from share `before` to share `after`.
+
+    Rises evenly to `peak` over the first `warmup` of training, then falls evenly to 0, which no update reaches.
+    """
+    return peak * min(1.0, after / warmup, (1 - before) / (1 - warmup))
 
 
 def ranking(weights: Tensor, path: Tensor) -> list[int]:

@@ -10,35 +10,23 @@ second stage that fades the chosen layers out while it distils. The paper's own 
 
 from __future__ import annotations
 
-from elder_core.calibration.batches import epochs_needed
 from elder_core.methods.base import Context, Method, Selection
-from elder_core.methods.elder import regularization, selection
-from elder_core.spec import ElderParameters, TrainingPoint
+from elder_core.methods.elder import selection
+from elder_core.methods.training import Fading, train
+from elder_core.parameters import ElderParameters
+from elder_core.spec import TrainingPoint
 
 
 class Elder(Method):
-    """Both stages; `updates=0` leaves the second out."""
+    """Both stages; a budget of 0 leaves the second out."""
 
     def __init__(self, parameters: ElderParameters) -> None:
         self.parameters = parameters
 
     def select(self, context: Context, count: int) -> Selection:
-        rounds = -(-count // (self.parameters.layers_per_round or count))
-        _note_repetition(
-            context, "the layer weights", rounds * self.parameters.gate_steps, self.parameters.gate_batch_size
-        )
         return selection.select(context, self.parameters, count)
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
-        _note_repetition(context, "stage 2", self.parameters.updates, self.parameters.batch_size)
-        return regularization.regularize(context, self.parameters, removed)
-
-
-def _note_repetition(context: Context, what: str, steps: int, batch_size: int) -> None:
-    """Warn if a stage sees its text more than once; each time is in another order."""
-    epochs = epochs_needed(len(context.windows), steps, batch_size)
-    if epochs > 1:
-        context.monitor.warn(
-            f"The calibration text has {len(context.windows):,} sequences, so {what} went through it "
-            f"{epochs:.1f} times; more text may give a better result."
-        )
+        parameters = self.parameters
+        fading = Fading(parameters.anneal_fraction, parameters.penalty, parameters.norm)
+        return train(context, parameters, removed, fading=fading)

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from elder_core.gates import gated
 from elder_core.methods.base import Context, Selection
-from elder_core.methods.elder.losses import loss_of, require_finite, teacher_of
+from elder_core.methods.losses import loss_of, require_finite, teacher_of
 from elder_core.methods.mathematics import proximal_step, ranking
-from elder_core.spec import ElderParameters, GateOptimizer, GatePoint, Loss
+from elder_core.parameters import ElderParameters, GateOptimizer, Loss
+from elder_core.spec import GatePoint
 from elder_core.surgery import bypassed, decoder_layers
 
 # The first and last layers' gradients are hundreds of times those of the middle ones: a step size that moves the
@@ -50,6 +51,7 @@ def select(context: Context, parameters: ElderParameters, count: int) -> Selecti
     layers = len(decoder_layers(context.model))
     per_round = parameters.layers_per_round or count
     rounds = -(-count // per_round)
+    context.note_repetition("the layer weights", rounds * parameters.gate_steps, parameters.gate_batch_size)
     removed: list[int] = []
     weights = torch.ones(layers)
     path: list[GatePoint] = []

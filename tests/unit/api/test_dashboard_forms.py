@@ -7,8 +7,9 @@ from api.dashboard import forms
 from api.dashboard.fields import Control, Field
 from api.schemas import JobCreate
 from elder_core.errors import AmbiguousTarget, InvalidRatio, LayersOutOfRange, ModelNotFound
+from elder_core.parameters import ElderParameters, Norm
 from elder_core.registry import METHODS
-from elder_core.spec import ElderParameters, JobSpec, ModelRef, Norm
+from elder_core.spec import JobSpec, ModelRef
 
 
 def field(name: str) -> Field:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from elder_core.gates import gated, observed
-from elder_core.spec import Gate
+from elder_core.parameters import Gate
 from elder_core.surgery import bypassed, decoder_layers
 
 IDS = torch.arange(1, 25).view(2, 12)

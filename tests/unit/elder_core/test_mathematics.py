@@ -20,7 +20,7 @@ from elder_core.methods.mathematics import (
     ranking,
     soft_threshold,
 )
-from elder_core.spec import Norm
+from elder_core.parameters import Norm
 
 
 def test_soft_threshold() -> None:
@@ -70,15 +70,15 @@ def test_block_influence() -> None:
 
 
 def test_the_gate_falls_evenly_and_reaches_exactly_0() -> None:
-    assert [annealed_gate(update, 8, 0.5) for update in range(8)] == [0.75, 0.5, 0.25, 0, 0, 0, 0, 0]
-    assert annealed_gate(7, 8, 1.0) == 0
-    assert {annealed_gate(update, 8, 0) for update in range(8)} == {1.0}
-    assert annealed_gate(0, 1, 0.01) == 0
+    assert [annealed_gate(done / 8, 0.5) for done in range(1, 9)] == [0.75, 0.5, 0.25, 0, 0, 0, 0, 0]
+    assert annealed_gate(1.0, 1.0) == 0
+    assert {annealed_gate(done / 8, 0) for done in range(1, 9)} == {1.0}
+    assert annealed_gate(1.0, 0.01) == 0
 
 
 @given(updates=st.integers(1, 300), peak=st.floats(1e-6, 1))
 def test_the_learning_rate_rises_to_its_peak_and_falls_without_reaching_0(updates: int, peak: float) -> None:
-    rates = [learning_rate_at(update, updates, peak) for update in range(updates)]
+    rates = [learning_rate_at(update / updates, (update + 1) / updates, peak) for update in range(updates)]
     top = rates.index(max(rates))
     assert rates[top] == pytest.approx(peak)
     assert rates[: top + 1] == sorted(rates[: top + 1])

@@ -15,8 +15,8 @@ from elder_core.methods.elder import selection
 from elder_core.methods.elder.method import Elder
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.monitor import Monitor
+from elder_core.parameters import ElderParameters, Gate, GateOptimizer, Loss, Norm, ShortGptParameters
 from elder_core.registry import METHODS
-from elder_core.spec import ElderParameters, Gate, GateOptimizer, Loss, Norm, ShortGptParameters
 from elder_core.surgery import bypassed, decoder_layers
 
 QUICK = ElderParameters(gate_steps=6, gate_batch_size=2, updates=6, batch_size=2)
@@ -55,7 +55,7 @@ def state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 METHODS_TO_TEST = [
-    pytest.param(ShortGpt(ShortGptParameters(batch_size=3)), id="shortgpt"),
+    pytest.param(ShortGpt(ShortGptParameters(scoring_batch_size=3)), id="shortgpt"),
     pytest.param(Elder(QUICK), id="elder"),
     pytest.param(Elder(QUICK.model_copy(update={"layers_per_round": 1})), id="elder-iterative"),
     pytest.param(Elder(PAPER), id="elder-paper"),
@@ -113,7 +113,8 @@ def test_the_same_seed_gives_the_same_run(tiny_llama: PreTrainedModel, method: M
 
 def test_block_influence_is_the_mean_over_all_windows(tiny_llama: PreTrainedModel) -> None:
     weights = [
-        ShortGpt(ShortGptParameters(batch_size=size)).select(context_of(tiny_llama), 1).weights for size in (1, 3, 8)
+        ShortGpt(ShortGptParameters(scoring_batch_size=size)).select(context_of(tiny_llama), 1).weights
+        for size in (1, 3, 8)
     ]
     assert weights[0] == pytest.approx(weights[1], abs=1e-6)
     assert weights[0] == pytest.approx(weights[2], abs=1e-6)
@@ -177,7 +178,7 @@ def test_no_updates_prune_without_regularising(tiny_llama: PreTrainedModel) -> N
 def test_repeating_the_text_is_warned_of(tiny_llama: PreTrainedModel) -> None:
     context = context_of(tiny_llama, samples=8)
     Elder(QUICK).regularize(context, (1,))
-    assert "8 sequences, so stage 2 went through it 1.5 times" in context.monitor.warnings[0]
+    assert "8 sequences, so training went through it 1.5 times" in context.monitor.warnings[0]
 
 
 @pytest.mark.parametrize("call", ["select", "regularize"])

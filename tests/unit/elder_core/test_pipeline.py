@@ -26,17 +26,8 @@ from elder_core.errors import (
     TextTooShort,
 )
 from elder_core.inspection import Sources
-from elder_core.spec import (
-    CalibrationSpec,
-    ElderParameters,
-    EvaluationSpec,
-    JobSpec,
-    ModelRef,
-    Progress,
-    Report,
-    ShortGptParameters,
-    Stage,
-)
+from elder_core.parameters import ElderParameters, ShortGptParameters
+from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage
 
 SOURCES = Sources(allow_paths=True)
 QUICK = ElderParameters(gate_steps=2, gate_batch_size=2, updates=2, batch_size=2)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from elder_core.devices import autocast
+from elder_core.devices import autocast, computes_in_bfloat16
 from elder_core.errors import NonFiniteLoss
 from elder_core.methods.mathematics import kl_divergence, next_token_cross_entropy
-from elder_core.spec import Loss
+from elder_core.parameters import Loss
 
 Teacher = Callable[[Tensor], Tensor]
 """From token ids `[batch, seq]` to the unpruned model's logits `[batch, seq, vocabulary]`."""
@@ -36,9 +36,9 @@ def teacher_of(model: PreTrainedModel) -> Teacher:
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy that later training leaves alone; in bfloat16 on CUDA, where it computes in that anyway."""
+    """A copy that later training leaves alone; in bfloat16 where it computes in that anyway."""
     twin = copy.deepcopy(model).requires_grad_(False)
-    return twin.to(torch.bfloat16) if twin.device.type == "cuda" else twin
+    return twin.to(torch.bfloat16) if computes_in_bfloat16(twin.device) else twin
 
 
 def loss_of(model: PreTrainedModel, ids: Tensor, loss: Loss, wanted: Tensor | None) -> Tensor:

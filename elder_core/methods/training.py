@@ -1,0 +1,290 @@
+"""Training a model to do without some of its layers: what all methods that train have in common.
+
+The layers are bypassed from the first update on, or leave slowly (`Fading`): that is stage 2 of ELDeR. Either way the
+model is trained at the cost of what is left of it, and what comes out is as good as its shorter self.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from elder_core.errors import NonFiniteLoss
+from elder_core.gates import gated, observed
+from elder_core.methods.base import Context
+from elder_core.methods.losses import Teacher, frozen_copy, loss_of, teacher_of
+from elder_core.methods.low_rank import low_rank, switched_off
+from elder_core.methods.mathematics import annealed_gate, delta_norm, learning_rate_at
+from elder_core.parameters import Gate, Loss, Norm, TrainingParameters, Weights
+from elder_core.spec import TrainingPoint
+from elder_core.surgery import bypassed, decoder_layers
+
+BETAS = (0.9, 0.95)
+CLIP_NORM = 1.0
+# Of AdamW with full weights: what one update adds to a layer's output grows with the number of its inputs, so the best
+# rate falls with the width (arXiv 2203.03466). The constant was measured at widths 192 and 256: docs/log.md.
+RATE_TIMES_WIDTH = 0.13
+LORA_RATE_FACTOR = 10
+LOGITS_BYTES = 2**30  # of one backward pass, in float32; a larger batch is gone through in parts
+
+ROUNDING = 1e-9
+KEPT_SHARE = 0.1  # of the budget, between two states that a failing run may be put back to
+MOST_RETURNS = 3
+RATE_AFTER_RETURN = 0.5
+DIVERGED_FACTOR, DIVERGED_NATS = 3.0, 1.0
+RECENT = 10  # updates
+
+
+@dataclass(frozen=True)
+class Fading:
+    """The layers' weights fall evenly from 1 to 0 over the first `fraction` of the budget; 0 leaves them at 1.
+
+    While they are computed, `penalty` times the sum of their Δ's `norm` is added to the loss.
+    """
+
+    fraction: float
+    penalty: float
+    norm: Norm
+
+
+def train(
+    context: Context,
+    parameters: TrainingParameters,
+    removed: Collection[int],
+    *,
+    fading: Fading | None = None,
+    teacher: Teacher | None = None,
+) -> tuple[TrainingPoint, ...]:
+    """Train `context.model` without the layers `removed`, which stay in it; None for `fading` bypasses them at once.
+
+    `teacher` is what KL is measured from; None takes the model as it is at the beginning. A loss that is no number,
+    or that runs away, puts the weights back to the last good ones and goes on at half the rate, with a warning.
+
+    Raises:
+        NonFiniteLoss: the loss is no number before any weight has moved, or again after three returns.
+        Cancelled: the caller ended the run.
+    """
+    budget = Budget.of(parameters, context.windows.shape[1])
+    if budget.nothing:
+        return ()
+    run = _Run(context, parameters, removed, fading, budget)
+    with run.weights(teacher):
+        return tuple(run.points())
+
+
+@dataclass
+class Budget:
+    """What training may use: a number of updates, or of seconds from the first update on."""
+
+    updates: int | None
+    seconds: float | None
+
+    @classmethod
+    def of(cls, parameters: TrainingParameters, length: int) -> Budget:
+        """That of `parameters`, on sequences of `length` tokens."""
+        if parameters.seconds is not None:
+            return cls(None, parameters.seconds)
+        if parameters.updates is not None:
+            return cls(parameters.updates, None)
+        return cls(math.ceil((parameters.tokens or 0) / (parameters.batch_size * length)), None)
+
+    @property
+    def nothing(self) -> bool:
+        return not self.updates and not self.seconds
+
+    def shares(self, update: int, elapsed_seconds: float) -> tuple[float, float]:
+        """The share that is used before and, as far as can be told, after `update` (from 0)."""
+        if self.updates:
+            return update / self.updates, (update + 1) / self.updates
+        assert self.seconds
+        each = elapsed_seconds / update if update else 0.01 * self.seconds
+        return min(elapsed_seconds / self.seconds, 1.0), min((elapsed_seconds + each) / self.seconds, 1.0)
+
+    def expected_updates(self, update: int, share: float) -> int:
+        """Of the whole run, after `update` of them used `share`."""
+        return self.updates or max(update, round(update / max(share, 0.01)))
+
+
+class _Run:
+    """One training. `weights` prepares the model and puts it in order again; `points` are the updates."""
+
+    def __init__(
+        self,
+        context: Context,
+        parameters: TrainingParameters,
+        removed: Collection[int],
+        fading: Fading | None,
+        budget: Budget,
+    ) -> None:
+        self._context = context
+        self._model = context.model
+        self._parameters = parameters
+        self._removed = removed
+        self._fading = fading
+        self._budget = budget
+        self._peak = parameters.learning_rate or default_rate(parameters.weights, context.model)
+        self._learning: list[nn.Parameter] = []
+        self._teacher: Teacher | None = None
+
+    @contextmanager
+    def weights(self, teacher: Teacher | None) -> Iterator[None]:
+        """The model with the weights that learn: its own in float32, or a low-rank addition that is merged at last."""
+        with ExitStack() as stack:
+            if self._parameters.weights is Weights.LORA:
+                layers = decoder_layers(self._model)
+                chosen = [layer for index, layer in enumerate(layers) if self._fading or index not in self._removed]
+                additions = stack.enter_context(
+                    low_rank(self._model, chosen, self._parameters.lora_rank, seed=self._context.seed)
+                )
+                self._learning = [parameter for addition in additions for parameter in addition.parameters()]
+                own = switched_off(teacher_of(self._model), additions)
+            else:
+                own = teacher_of(frozen_copy(self._model)) if teacher is None else teacher
+                self._model.float()  # small updates would be lost in bfloat16 weights
+                self._learning = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+            self._teacher = (teacher or own) if self._parameters.loss is Loss.KL else None
+            yield
+
+    def points(self) -> Iterator[TrainingPoint]:
+        optimizer = torch.optim.AdamW(self._learning, lr=self._peak, betas=BETAS, fused=True)
+        watch = _Watch(self._learning, self._context)
+        if self._budget.updates:
+            self._context.note_repetition("training", self._budget.updates, self._parameters.batch_size)
+        started, update, before = time.monotonic(), 0, 0.0
+        while before < 1:
+            before, after = self._budget.shares(update, time.monotonic() - started)
+            if before >= 1:
+                return
+            gate = 0.0 if self._fading is None else annealed_gate(after, self._fading.fraction)
+            rate = learning_rate_at(before, after, self._peak * watch.rate_factor)
+            loss, penalty = self._update(optimizer, update, gate, rate)
+            if watch.went_wrong(loss, update, after, fading=gate > 0):
+                optimizer.state.clear()
+            else:
+                yield TrainingPoint(update=update + 1, loss=loss, penalty=penalty, gate=gate, learning_rate=rate)
+            update += 1
+            self._report(update, after, loss, gate, time.monotonic() - started)
+
+    def _update(
+        self, optimizer: torch.optim.Optimizer, update: int, gate: float, rate: float
+    ) -> tuple[float, float | None]:
+        """One update by the gradient of loss and penalty, clipped to norm 1; none if it is no number.
+
+        The loss is infinite where the gradient is no number.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        ids = self._context.batch(update, self._parameters.batch_size)
+        loss, penalty = 0.0, 0.0
+        for part in torch.split(ids, self._rows(ids)):
+            share = len(part) / len(ids)
+            wanted = None if self._teacher is None else self._teacher(part)
+            with self._weighted(gate) as norms:
+                found = loss_of(self._model, part, self._parameters.loss, wanted)
+            pull = sum(norms.values(), torch.zeros((), device=self._context.device))
+            objective = found if self._fading is None else found + self._fading.penalty * pull
+            (share * objective).backward()  # type: ignore[no-untyped-call]
+            loss, penalty = loss + share * found.item(), penalty + share * pull.item()
+        norm = torch.nn.utils.clip_grad_norm_(self._learning, CLIP_NORM)
+        if not math.isfinite(loss) or not bool(norm.isfinite()):
+            return (loss if not math.isfinite(loss) else math.inf), None
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        return loss, penalty if gate > 0 else None
+
+    def _rows(self, ids: Tensor) -> int:
+        """Sequences in one backward pass."""
+        vocabulary: int = self._model.config.get_text_config().vocab_size
+        return max(1, LOGITS_BYTES // (4 * ids.shape[1] * vocabulary))
+
+    @contextmanager
+    def _weighted(self, gate: float) -> Iterator[dict[int, Tensor]]:
+        """The model with weight `gate` on the removed layers; yields the norms of their Δ, none once `gate` is 0."""
+        if self._fading is None or gate == 0:
+            with bypassed(self._model, self._removed):
+                yield {}
+            return
+        layers = decoder_layers(self._model)
+        weights = torch.full((len(layers),), gate, device=self._context.device)
+        look = partial(delta_norm, norm=self._fading.norm)
+        fading = self._removed if gate < 1 else ()
+        with observed(layers, look, self._removed) as norms, gated(layers, weights, Gate.RESIDUAL, fading):
+            yield norms
+
+    def _report(self, update: int, share: float, loss: float, gate: float, seconds: float) -> None:
+        tokens = update * self._parameters.batch_size * self._context.windows.shape[1]
+        self._context.monitor.step(
+            update,
+            self._budget.expected_updates(update, share),
+            loss=loss,
+            gate=gate,
+            tokens_per_second=tokens / seconds,
+        )
+
+
+class _Watch:
+    """Keeps good weights, and puts them back when a run goes wrong. `rate_factor` halves with each return."""
+
+    def __init__(self, learning: list[nn.Parameter], context: Context) -> None:
+        self.rate_factor = 1.0
+        self._learning = learning
+        self._context = context
+        self._returns = 0
+        self._recent: list[float] = []
+        self._kept_at = 0.0
+        self._kept = self._copy()
+
+    def went_wrong(self, loss: float, update: int, share: float, *, fading: bool) -> bool:
+        """Whether this update's loss is no number or has run away; if so the weights are the last good ones again.
+
+        Raises:
+            NonFiniteLoss: nothing has moved yet, or it is one time too many.
+        """
+        if not self._bad(loss, fading=fading):
+            self._recent = [*self._recent[-RECENT + 1 :], loss]
+            if share >= self._kept_at + KEPT_SHARE - ROUNDING:
+                self._kept, self._kept_at = self._copy(), share
+            return False
+        if update == 0 or self._returns == MOST_RETURNS:
+            raise NonFiniteLoss(
+                f"The training loss became {loss:.4g} at update {update + 1}; lower the learning rate or the penalty, "
+                "and see that the model's own loss on the calibration text is finite."
+            )
+        self._return(loss, update)
+        return True
+
+    def _bad(self, loss: float, *, fading: bool) -> bool:
+        if not math.isfinite(loss):
+            return True
+        if fading or len(self._recent) < RECENT:  # while layers fade out the loss rises as it should
+            return False
+        return loss > DIVERGED_FACTOR * sum(self._recent) / RECENT + DIVERGED_NATS
+
+    def _return(self, loss: float, update: int) -> None:
+        with torch.no_grad():
+            for parameter, kept in zip(self._learning, self._kept, strict=True):
+                parameter.copy_(kept)
+        self._recent = []
+        self._returns += 1
+        self.rate_factor *= RATE_AFTER_RETURN
+        self._context.monitor.warn(
+            f"The training loss became {loss:.4g} at update {update + 1}: the weights were put back to those at "
+            f"{self._kept_at:.0%} of the budget, and training went on at {self.rate_factor:g} times the learning rate."
+        )
+
+    def _copy(self) -> list[Tensor]:
+        return [parameter.detach().to("cpu", copy=True) for parameter in self._learning]
+
+
+def default_rate(weights: Weights, model: PreTrainedModel) -> float:
+    """Peak learning rate where none is given."""
+    rate = RATE_TIMES_WIDTH / float(model.config.get_text_config().hidden_size)
+    return rate * LORA_RATE_FACTOR if weights is Weights.LORA else rate

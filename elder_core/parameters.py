@@ -1,0 +1,162 @@
+"""What each method can be told. Imports no torch.
+
+A parameter is declared here once, with its range, unit, default and a sentence of help; the API's schema, the form,
+the command line and the documentation come from these declarations. A method's docstring begins with its summary.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PAPER = "https://arxiv.org/abs/2505.18232"
+
+
+class Strict(BaseModel):
+    """Immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Gate(StrEnum):
+    """How a layer's weight g enters the forward pass, x being the layer's input and F(x) its output."""
+
+    RESIDUAL = "residual"  # x + g · (F(x) − x): at 0 the layer is removed exactly
+    OUTPUT = "output"  # g · F(x): the wording of the paper
+
+
+class GateOptimizer(StrEnum):
+    PROXIMAL = "proximal"  # gradient step, soft threshold, clamp to [0, 1]
+    ADAM = "adam"  # on the loss plus λ1 · Σ|g|
+
+
+class Loss(StrEnum):
+    KL = "kl"  # Kullback–Leibler divergence from the unpruned model's next-token distribution
+    CROSS_ENTROPY = "cross_entropy"  # of the text's own next token
+
+
+class Norm(StrEnum):
+    """How the difference Δ between a layer's output and input is measured by the stage 2 penalty."""
+
+    L1 = "l1"  # mean |Δ|
+    L2 = "l2"  # mean over tokens of ‖Δ‖₂
+    RELATIVE = "relative"  # mean over tokens of ‖Δ‖₂² / ‖x‖₂²
+
+
+class Weights(StrEnum):
+    """Which weights training changes."""
+
+    FULL = "full"
+    LORA = "lora"  # a low-rank addition to every matrix of the decoder layers, merged in the end (arXiv 2106.09685)
+
+
+BUDGETS = ("tokens", "updates", "seconds")
+
+
+class TrainingParameters(Strict):
+    """How a model is trained to do without the removed layers; the budget is one of tokens, updates and seconds."""
+
+    loss: Loss = Field(default=Loss.KL, description="What the model trains on.")
+    default_tokens: ClassVar[int] = 0
+
+    tokens: int | None = Field(
+        default=None,
+        ge=0,
+        le=10**12,
+        description="Budget of training after removal, in tokens that it reads; null takes 0 where no other budget is "
+        "given, which prunes only.",
+    )
+    updates: int | None = Field(default=None, ge=0, le=1_000_000, description="Budget in optimiser updates.")
+    seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=10**7,
+        description="Budget in seconds of training; the result then depends on the machine's speed.",
+    )
+    batch_size: int = Field(default=2, ge=1, le=1024, description="Sequences in one update of training.")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Peak learning rate of training (AdamW); null takes 0.13 / hidden size, ten times that for LoRA.",
+    )
+    weights: Weights = Field(default=Weights.FULL, description="Which weights training changes.")
+    lora_rank: int = Field(default=16, ge=1, le=4096, description="Rank of the addition, where weights is lora.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, given: Any) -> Any:
+        """Where no budget is given, the default one becomes part of the parameters, and so of every record of them."""
+        if not isinstance(given, dict):
+            return given
+        named = [name for name in BUDGETS if given.get(name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"give one of {', '.join(BUDGETS)}; found {' and '.join(named)}")
+        return given if named else {**given, "tokens": cls.default_tokens}
+
+
+class ElderParameters(TrainingParameters):
+    """ELDeR: learn a weight for every layer, regularise the least important towards the identity, remove them."""
+
+    name: Literal["elder"] = "elder"
+
+    gate: Gate = Field(default=Gate.RESIDUAL, description="Form of the layer weight.")
+    gate_optimizer: GateOptimizer = Field(default=GateOptimizer.PROXIMAL, description="How the weights are learnt.")
+    gate_loss: Loss = Field(default=Loss.KL, description="What the weights are learnt against.")
+    gate_penalty: float = Field(default=0.1, ge=0, le=100, description="λ1, the ℓ1 penalty on the layer weights.")
+    gate_learning_rate: float = Field(default=0.3, gt=0, le=10, description="Step size for the layer weights.")
+    gate_steps: int = Field(
+        default=160, ge=1, le=100_000, description="Updates of the layer weights in each round of selection."
+    )
+    gate_batch_size: int = Field(default=1, ge=1, le=1024, description="Sequences in one update of the weights.")
+    gate_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the layers whose weights are in effect, and learn, in one update; the layers take turns, "
+        "and the others stay whole. 1 weights all at once, as the paper does.",
+    )
+    layers_per_round: int | None = Field(
+        default=None,
+        ge=1,
+        description="Layers chosen after each round of learning; 1 is the paper's iterative selection, null chooses "
+        "all in one round.",
+    )
+
+    penalty: float = Field(default=0.1, ge=0, le=1000, description="λ2, the weight of the penalty on Δ in stage 2.")
+    norm: Norm = Field(default=Norm.RELATIVE, description="Norm of Δ in that penalty.")
+    anneal_fraction: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Share of stage 2 over which the chosen layers' weights fall from 1 to 0; 0 leaves them at 1, as "
+        "the paper does.",
+    )
+    default_tokens: ClassVar[int] = 250_000
+    tokens: int | None = Field(
+        default=None,
+        ge=0,
+        le=10**12,
+        description="Budget of stage 2, in tokens that it reads; null takes 250,000 where no other budget is given, "
+        "and 0 prunes without regularising.",
+    )
+
+
+class BaselineParameters(TrainingParameters):
+    """What all methods have in common that score layers and remove them; with a budget they train afterwards."""
+
+    scoring_samples: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Calibration sequences to score on; null uses all there are."
+    )
+    scoring_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass.")
+
+
+class ShortGptParameters(BaselineParameters):
+    """ShortGPT: remove the layers of least block influence, 1 − cos(input, output)."""
+
+    name: Literal["shortgpt"] = "shortgpt"
+
+
+MethodParameters = Annotated[ElderParameters | ShortGptParameters, Field(discriminator="name")]

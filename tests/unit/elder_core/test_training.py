@@ -1,0 +1,190 @@
+"""Training without some layers: budgets, what goes wrong on the way, which weights learn."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from elder_core.errors import NonFiniteLoss
+from elder_core.methods import training
+from elder_core.methods.base import Context
+from elder_core.methods.low_rank import low_rank, switched_off
+from elder_core.methods.training import Fading, train
+from elder_core.monitor import Monitor
+from elder_core.parameters import ElderParameters, Norm, ShortGptParameters, TrainingParameters, Weights
+from elder_core.surgery import bypassed, decoder_layers
+
+REMOVED = (2, 4)
+QUICK = TrainingParameters(updates=12, batch_size=2, learning_rate=3e-3)
+
+
+@pytest.fixture
+def context(tiny_llama: PreTrainedModel) -> Context:
+    windows = torch.randint(1, 257, (64, 16), generator=torch.Generator().manual_seed(0))
+    return Context(model=tiny_llama, windows=windows, seed=0, device=torch.device("cpu"), monitor=Monitor())
+
+
+def logits(model: PreTrainedModel, windows: Tensor) -> Tensor:
+    with torch.no_grad(), bypassed(model, REMOVED):
+        found: Tensor = model(input_ids=windows, use_cache=False).logits
+    return found
+
+
+def test_the_default_budget_becomes_part_of_the_parameters() -> None:
+    assert ElderParameters().tokens == 250_000
+    assert ShortGptParameters().tokens == 0
+    assert (ElderParameters(updates=3).tokens, ElderParameters(updates=3).updates) == (None, 3)
+    assert ElderParameters.model_validate(ElderParameters(seconds=2).model_dump()) == ElderParameters(seconds=2)
+
+
+def test_two_budgets_are_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match="give one of tokens, updates, seconds; found tokens and updates"):
+        ElderParameters(updates=3, tokens=100)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "updates"),
+    [(TrainingParameters(updates=5), 5), (TrainingParameters(tokens=100), 4), (TrainingParameters(), 0)],
+)
+def test_a_budget_is_used_up(context: Context, parameters: TrainingParameters, updates: int) -> None:
+    assert len(train(context, parameters, REMOVED)) == updates  # of 2 sequences of 16 tokens
+
+
+def test_seconds_end_training_wherever_it_is(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0, 0.25)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    points = train(context, TrainingParameters(seconds=10), REMOVED, fading=Fading(0.5, 0.1, Norm.RELATIVE))
+    assert len(points) == 20  # the clock is read twice for each update
+    gates = [point.gate for point in points]
+    assert gates == sorted(gates, reverse=True)
+    assert 0 < gates[0] < 1
+    assert gates[-1] == 0
+    assert points[-1].learning_rate < max(point.learning_rate for point in points)
+
+
+def test_a_batch_in_parts_gives_the_same_update(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = copy.deepcopy(context.model)
+    parameters = QUICK.model_copy(update={"batch_size": 4, "updates": 3})
+    whole = train(context, parameters, REMOVED)
+    monkeypatch.setattr(training, "LOGITS_BYTES", 4 * 16 * 257)  # one sequence
+    parts = train(Context(twin, context.windows, 0, context.device, Monitor()), parameters, REMOVED)
+    assert [point.loss for point in parts] == pytest.approx([point.loss for point in whole], rel=1e-2)
+
+
+def test_training_brings_the_shorter_model_near_the_dense_one(context: Context) -> None:
+    with torch.no_grad():
+        wanted = context.model(input_ids=context.windows, use_cache=False).logits
+    before = (logits(context.model, context.windows) - wanted).square().mean()
+    train(context, QUICK.model_copy(update={"updates": 40}), REMOVED)
+    assert (logits(context.model, context.windows) - wanted).square().mean() < before / 2
+
+
+Poison = Callable[[int, float], None]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """`poison(update, factor)` multiplies the loss of that update, counted from 0, by `factor`."""
+    loss_of = training.loss_of
+
+    def set_up(*poisoned: tuple[int, float]) -> None:
+        numbers = count()
+        factors = dict(poisoned)
+
+        def spoilt(*arguments: object) -> Tensor:
+            return loss_of(*arguments) * factors.get(next(numbers), 1.0)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(training, "loss_of", spoilt)
+
+    return lambda update, factor: set_up((update, factor))
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e6])
+def test_a_run_that_goes_wrong_is_put_back_and_goes_on_slower(context: Context, poison: Poison, factor: float) -> None:
+    poison(30, factor)
+    points = train(context, QUICK.model_copy(update={"updates": 40}), REMOVED)
+    assert [point.update for point in points] == [*range(1, 31), *range(32, 41)]
+    assert "at update 31: the weights were put back to those at 70%" in context.monitor.warnings[-1]
+    assert "0.5 times the learning rate" in context.monitor.warnings[-1]
+    before, after = points[29].learning_rate, points[30].learning_rate
+    assert after < 0.55 * before
+    assert all(parameter.isfinite().all() for parameter in context.model.parameters())
+    assert points[-1].loss < points[0].loss
+
+
+def test_weights_are_put_back_to_what_they_were(context: Context, poison: Poison) -> None:
+    start = [parameter.detach().clone() for parameter in context.model.parameters()]
+    poison(1, float("nan"))
+    steps: list[list[Tensor]] = []
+
+    def look(_: object) -> None:
+        steps.append([parameter.detach().clone() for parameter in context.model.parameters()])
+
+    context.monitor.progress = look
+    train(context, QUICK.model_copy(update={"updates": 40}), REMOVED)
+    assert any(not torch.equal(a, b) for a, b in zip(start, steps[0], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(start, steps[1], strict=True))
+
+
+def test_a_loss_that_is_no_number_from_the_start_is_the_jobs_fault(context: Context, poison: Poison) -> None:
+    poison(0, float("nan"))
+    with pytest.raises(NonFiniteLoss, match="became nan at update 1; lower the learning rate"):
+        train(context, QUICK, REMOVED)
+
+
+def test_a_run_that_goes_wrong_again_and_again_ends(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss_of, numbers = training.loss_of, count()
+    monkeypatch.setattr(training, "loss_of", lambda *given: loss_of(*given) * (1.0 if next(numbers) < 2 else torch.nan))
+    with pytest.raises(NonFiniteLoss, match="at update 6"):
+        train(context, QUICK, REMOVED)
+    assert len(context.monitor.warnings) == training.MOST_RETURNS
+
+
+@pytest.fixture
+def lora(context: Context) -> Iterator[TrainingParameters]:
+    yield QUICK.model_copy(update={"weights": Weights.LORA, "lora_rank": 2, "updates": 30, "learning_rate": 1e-2})
+    assert all(parameter.requires_grad for parameter in context.model.parameters())
+
+
+def test_lora_is_merged_and_leaves_an_ordinary_model(context: Context, lora: TrainingParameters) -> None:
+    names = set(context.model.state_dict())
+    before = copy.deepcopy(context.model.state_dict())
+    kinds = [type(module) for module in context.model.modules()]
+    points = train(context, lora, REMOVED)
+    after = context.model.state_dict()
+    assert points[-1].loss < points[0].loss
+    assert set(after) == names
+    assert [type(module) for module in context.model.modules()] == kinds
+    changed = {name for name in names if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".layers." in name and not any(f".layers.{layer}." in name for layer in REMOVED) for name in changed)
+    name = sorted(changed)[0]
+    assert torch.linalg.matrix_rank(after[name].float() - before[name].float(), rtol=1e-3) == 2
+
+
+def test_the_teacher_of_lora_is_the_model_without_it(context: Context) -> None:
+    model = context.model
+    ids = context.windows[:2]
+    dense = model(input_ids=ids, use_cache=False).logits
+    with low_rank(model, list(decoder_layers(model)), 2, seed=0) as additions:
+        for addition in additions:
+            torch.nn.init.normal_(addition.b)
+        teacher = switched_off(lambda given: model(input_ids=given, use_cache=False).logits, additions)
+        assert torch.equal(teacher(ids), dense)
+        assert not torch.allclose(model(input_ids=ids, use_cache=False).logits, dense)
+
+
+def test_lora_works_where_matrices_stand_the_other_way(make_tiny: Callable[..., PreTrainedModel]) -> None:
+    model = make_tiny("gpt2").eval()
+    windows = torch.randint(1, 257, (8, 16), generator=torch.Generator().manual_seed(0))
+    context = Context(model, windows, 0, torch.device("cpu"), Monitor())
+    points = train(context, QUICK.model_copy(update={"weights": Weights.LORA, "learning_rate": 1e-2}), REMOVED)
+    assert points[-1].loss < points[0].loss
