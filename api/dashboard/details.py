@@ -16,6 +16,7 @@ from api.dashboard.words import STAGE_NAMES, Moment, moment
 from api.links import LinkSigner
 from api.presentation import priority_name, read_spec, stored_spec
 from api.schemas import JobError, JobResult, StageTimes
+from elder_core.registry import METHODS
 from elder_core.reports import formatting
 from elder_core.spec import JobSpec, Stage
 from elder_service.db.models import ArtifactRow, JobEventRow, JobRow
@@ -183,20 +184,33 @@ def settings(row: JobRow) -> tuple[SettingsGroup, ...]:
         "max_runtime_seconds": row.max_runtime_seconds,
         "max_queue_seconds": row.max_queue_seconds,
     }
+    usual = _usual(row.method)
     return tuple(
         SettingsGroup(
-            section.title, tuple(_setting(field, values) for field in section.fields if field.name not in elsewhere)
+            section.title,
+            tuple(_setting(field, values, usual) for field in section.fields if field.name not in elsewhere),
         )
         for section in sections
     )
 
 
-def _setting(field: Field, values: dict[str, Any]) -> SettingView:
-    value: Any = values
-    for key in field.path:
-        value = value.get(key) if isinstance(value, dict) else None
-    changed = _typed(value) != field.default and not field.required
+def _usual(method: str) -> dict[str, Any]:
+    """The parameters that a method has where none are given: one may be worked out, and is null as declared."""
+    entry = METHODS.get(method)
+    return {"method": entry.parameters().model_dump(mode="json")} if entry else {}
+
+
+def _setting(field: Field, values: dict[str, Any], usual: dict[str, Any]) -> SettingView:
+    value = _at(values, field.path)
+    changed = _typed(value) not in (field.default, _typed(_at(usual, field.path))) and not field.required
     return SettingView(field.label, _setting_text(field, value), changed)
+
+
+def _at(values: Any, path: Iterable[str]) -> Any:
+    """What stands at `path`; None if nothing does."""
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _setting_text(field: Field, value: Any) -> str:

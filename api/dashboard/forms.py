@@ -20,7 +20,9 @@ METHOD_CHOICE = "method.name"
 TARGET_CHOICE = "target"
 
 # Shown at once; the others of a method stand behind "More parameters".
-MAIN_PARAMETERS = frozenset({"gate_penalty", "gate_steps", "penalty", "norm", "updates", "batch_size", "learning_rate"})
+MAIN_PARAMETERS = frozenset(
+    {"gate_penalty", "gate_steps", "penalty", "norm", "tokens", "batch_size", "learning_rate", "weights"}
+)
 FEW = 3
 
 

@@ -154,6 +154,9 @@ def test_settings_that_differ_from_the_defaults_are_marked(client: TestClient, s
     job = site.submit(seed=7)
     page = re.sub(r"\s+", " ", client.get(f"/jobs/{job}").text)
     assert re.findall(r'<div class="changed"> <dt>(.*?)</dt> <dd> ?(.*?) ?</dd>', page) == [("Seed", "7")]
+    job = site.submit(method={"name": "elder", "updates": 5})
+    page = re.sub(r"\s+", " ", client.get(f"/jobs/{job}").text)
+    assert re.findall(r'<div class="changed"> <dt>(.*?)</dt> <dd> ?(.*?) ?</dd>', page) == [("Updates", "5")]
 
 
 def test_a_wrong_address_is_answered_with_a_page(client: TestClient) -> None:
