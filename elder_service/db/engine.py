@@ -11,28 +11,53 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from elder_service.db.models import UtcDateTime
 
-BUSY_TIMEOUT_MS = 20_000
+# How long a call may hang on a database that is away. A worker that renews its lease must find out, and end its job's
+# process, before the lease is over: all of this together stays below the share of the lease that it keeps back.
+CONNECT_SECONDS = 3
+SILENCE_SECONDS = 3  # of a peer that acknowledges nothing, before the connection counts as dead
+STATEMENT_SECONDS = 5.0
+IDLE_TRANSACTION_SECONDS = 30  # then the server frees the rows that a frozen process has locked
+BUSY_SECONDS = 10  # waiting for SQLite's one writer
 POOL_SIZE = 10
 POOL_OVERFLOW = 40  # at least the thread pool of the API, so that a request never waits for a connection
 
 SessionFactory = sessionmaker[Session]
 
 
-def make_engine(url: str) -> Engine:
+def make_engine(url: str, statement_seconds: float | None = STATEMENT_SECONDS) -> Engine:
+    """An engine whose calls end in bounded time. None for `statement_seconds` is for migrations, which may take long.
+
+    What the URL itself says about time-outs (`?connect_timeout=…`, `?options=…`) goes before what is set here.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(url, parsed.database)
-    return create_engine(
-        url,
-        pool_size=POOL_SIZE,
-        max_overflow=POOL_OVERFLOW,
-        pool_pre_ping=True,
-        connect_args={"connect_timeout": 5},
-    )
+    bounds = {name: value for name, value in _postgres_bounds(statement_seconds).items() if name not in parsed.query}
+    return create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_pre_ping=True, connect_args=bounds)
+
+
+def _postgres_bounds(statement_seconds: float | None) -> dict[str, Any]:
+    """libpq's parameters: https://www.postgresql.org/docs/16/libpq-connect.html#LIBPQ-PARAMKEYWORDS."""
+    options = f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS * 1000}"
+    if statement_seconds is not None:
+        options += f" -c statement_timeout={round(statement_seconds * 1000)}"
+    return {
+        "connect_timeout": CONNECT_SECONDS,
+        # for what is sent: milliseconds without acknowledgement
+        "tcp_user_timeout": SILENCE_SECONDS * 1000,
+        # for an answer that never comes: asked after this long, then each second
+        "keepalives": 1,
+        "keepalives_idle": SILENCE_SECONDS - 1,
+        "keepalives_interval": 1,
+        "keepalives_count": 2,
+        "options": options,
+    }
 
 
 def _sqlite_engine(url: str, database: str | None) -> Engine:
@@ -46,7 +71,7 @@ def _sqlite_engine(url: str, database: str | None) -> Engine:
         connection.isolation_level = None
         cursor = connection.cursor()
         for pragma in (
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            f"busy_timeout={BUSY_SECONDS * 1000}",
             "journal_mode=WAL",
             "synchronous=NORMAL",
             "foreign_keys=ON",
@@ -59,6 +84,13 @@ def _sqlite_engine(url: str, database: str | None) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def is_passing(error: SQLAlchemyError) -> bool:
+    """Whether the same write may succeed later: the database was away, busy or restarted, not told nonsense."""
+    return isinstance(error, OperationalError | InterfaceError | PoolTimeout) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
 
 
 def make_sessions(engine: Engine) -> SessionFactory:

@@ -1,0 +1,89 @@
+"""A database that is away, hangs or refuses: how long a call lasts, and whether it may be tried again."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import (
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from elder_service.db import engine as module
+from elder_service.db.engine import is_passing, make_engine
+
+
+def test_a_statement_that_hangs_is_cancelled(postgres_database: str) -> None:
+    engine = make_engine(postgres_database, statement_seconds=0.05)
+    with engine.connect() as connection, pytest.raises(OperationalError, match="statement timeout") as caught:
+        connection.execute(text("SELECT pg_sleep(600)"))
+    assert is_passing(caught.value)
+    engine.dispose()
+
+
+def test_every_bound_reaches_the_server_or_the_connection(postgres_database: str) -> None:
+    engine = make_engine(postgres_database)
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar() == "5s"
+        assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar() == "30s"
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        given = driver.info.get_parameters()
+    assert given["connect_timeout"] == "3"
+    assert given["tcp_user_timeout"] == "3000"
+    assert given["keepalives_idle"] == "2"
+    engine.dispose()
+
+
+def test_a_migration_may_take_its_time(postgres_database: str) -> None:
+    engine = make_engine(postgres_database, statement_seconds=None)
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar() == "0"
+    engine.dispose()
+
+
+def test_what_the_url_says_goes_first(postgres_database: str) -> None:
+    engine = make_engine(f"{postgres_database}?options=-c%20statement_timeout%3D7s&connect_timeout=9")
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar() == "7s"
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        assert driver.info.get_parameters()["connect_timeout"] == "9"
+    engine.dispose()
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 2)  # the least that libpq takes
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        engine = make_engine(f"postgresql://elder@127.0.0.1:{mute.getsockname()[1]}/elder")
+        with pytest.raises(OperationalError) as caught:
+            engine.connect()
+    assert is_passing(caught.value)
+
+
+REFUSALS: list[SQLAlchemyError] = [
+    kind("UPDATE jobs", {}, Exception("x")) for kind in (DataError, IntegrityError, ProgrammingError)
+]
+PASSING: list[SQLAlchemyError] = [
+    OperationalError("x", {}, Exception("gone")),
+    InterfaceError("x", {}, Exception("closed")),
+    PoolTimeout("all connections are in use"),
+    DataError("x", {}, Exception("cut off"), connection_invalidated=True),
+]
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
+def test_a_refusal_stays_one(error: SQLAlchemyError) -> None:
+    assert not is_passing(error)
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
+def test_a_database_that_is_away_comes_back(error: SQLAlchemyError) -> None:
+    assert is_passing(error)
