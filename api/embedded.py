@@ -7,8 +7,11 @@ import logging
 import os
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from pydantic import SecretStr
 
 from elder_service.settings import Settings
 
@@ -23,9 +26,10 @@ _log = logging.getLogger(__name__)
 class EmbeddedWorker:
     """Starts the worker, starts it again with back-off when it dies, and stops it. It dies with this process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, command: Sequence[str | Path] | None = None) -> None:
         # The worker sees the settings that this process has, wherever they came from.
         self._environment = {**os.environ, **_as_environment(settings)}
+        self._command = command or (sys.executable, "-m", "elder_service", "worker", "--parent", str(os.getpid()))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -42,24 +46,27 @@ class EmbeddedWorker:
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            process = await self._start()
-            try:
-                code = await process.wait()
-            finally:
-                await _stop(process)
+            ending = await self._run_once()
             if loop.time() - started > HEALTHY_SECONDS:
                 delay = RESTART_FIRST_SECONDS
-            _log.error("the worker ended with status %d; starting it again in %.1f s", code, delay)
+            _log.error("the worker %s; starting it again in %.1f s", ending, delay)
             await asyncio.sleep(delay)
             delay = min(delay * 2, RESTART_MOST_SECONDS)
 
+    async def _run_once(self) -> str:
+        """One life of the worker, to its end; returns how it ended."""
+        try:
+            process = await self._start()
+        except OSError as error:  # no memory, too many processes or files: it may pass
+            return f"could not be started ({error})"
+        try:
+            return f"ended with status {await process.wait()}"
+        finally:
+            await _stop(process)
+
     async def _start(self) -> Process:
         return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "elder_service",
-            "worker",
-            "--die-with-parent",
+            *self._command,
             env=self._environment,
             start_new_session=True,  # Ctrl-C reaches the API alone, which then stops the worker
         )
@@ -80,7 +87,9 @@ def _as_environment(settings: Settings) -> dict[str, str]:
     values = {}
     for name in settings.model_fields_set:
         value = getattr(settings, name)
-        if name == "secret_key":
+        if value is None:
+            continue
+        if isinstance(value, SecretStr):
             value = value.get_secret_value()
         elif isinstance(value, tuple):
             value = ",".join(map(str, value))

@@ -4,6 +4,7 @@ ElderError
 ├── ServiceError
 │   ├── InvalidSettings          invalid_settings
 │   ├── SchemaMismatch           schema_mismatch
+│   ├── DatabaseUnreachable      database_unreachable
 │   ├── JobNotFound              job_not_found
 │   ├── ReportNotReady           report_not_ready
 │   ├── ArtifactNotFound         artifact_not_found
@@ -13,6 +14,8 @@ ElderError
 │   ├── InvalidCursor            invalid_cursor
 │   └── StorageFailed            storage_failed (retryable)
 └── RunnerError                  why an attempt ended without a result
+    ├── UnreadableSpec           unreadable_spec
+    ├── StartFailed              start_failed (retryable)
     ├── RunnerDied               runner_died (retryable)
     ├── WorkerLost               worker_lost (retryable)
     ├── RuntimeExceeded          runtime_exceeded
@@ -38,6 +41,12 @@ class SchemaMismatch(ServiceError):
     """The database is at another migration than this version of the service."""
 
     code = "schema_mismatch"
+
+
+class DatabaseUnreachable(ServiceError):
+    """The database does not answer a process that starts."""
+
+    code = "database_unreachable"
 
 
 class JobNotFound(ServiceError):
@@ -91,6 +100,19 @@ class StorageFailed(ServiceError):
 
 class RunnerError(ElderError):
     """An attempt ended without a result."""
+
+
+class UnreadableSpec(RunnerError):
+    """The job's specification, as it is stored, means nothing to this version of the service."""
+
+    code = "unreadable_spec"
+
+
+class StartFailed(RunnerError):
+    """The worker could not start a process for the job."""
+
+    code = "start_failed"
+    retryable = True
 
 
 class RunnerDied(RunnerError):

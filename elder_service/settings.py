@@ -5,16 +5,22 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from elder_core.inspection import Sources
 from elder_service.errors import InvalidSettings
 from elder_service.secret import stored_secret
 
 SECRET_MIN_LENGTH = 32
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+CONFIDENTIAL = frozenset({"secret_key", "database_url", "broker_url"})
+"""Settings that may hold a password, and are never printed."""
 
 
 class EnvironmentName(StrEnum):
@@ -23,7 +29,9 @@ class EnvironmentName(StrEnum):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="ELDER_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ELDER_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     environment: EnvironmentName = Field(
         default=EnvironmentName.EMBEDDED,
@@ -86,6 +94,24 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        try:
+            backend = make_url(value).get_backend_name() if value is not None else "sqlite"
+        except ArgumentError as error:
+            raise ValueError("it is no URL such as postgresql://user:password@host:5432/name") from error
+        if backend not in {"postgresql", "sqlite"}:
+            raise ValueError(f"{backend} is not supported; use postgresql:// or sqlite:///")
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in LOG_LEVELS:
+            raise ValueError(f"it must be one of {', '.join(LOG_LEVELS)}")
+        return value.upper()
+
     @model_validator(mode="after")
     def _check(self) -> Settings:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
@@ -136,3 +162,27 @@ class Settings(BaseSettings):
     @property
     def broker_dir(self) -> Path:
         return self.data_dir / "broker"
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings of this process; those `given` go before the environment.
+
+    Raises:
+        InvalidSettings: a value is malformed, or contradicts another.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise InvalidSettings(" ".join(map(_sentence, error.errors(include_url=False)))) from None
+
+
+def _sentence(found: ErrorDetails) -> str:
+    """What is wrong with one setting, and what the setting is for."""
+    name = str(found["loc"][0])
+    value = "as it is set" if name in CONFIDENTIAL else repr(str(found["input"]))
+    reason = found["msg"].removeprefix("Value error, ").rstrip(".")
+    return (
+        f"ELDER_{name.upper()} cannot be {value}: {reason[:1].lower()}{reason[1:]}. It is for: "
+        f"{(Settings.model_fields[name].description or name).rstrip('.')}. Mend it in the environment, in .env or on "
+        "the command line."
+    )

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from celery import signals
-from sqlalchemy.exc import SQLAlchemyError
 
-from elder_core.errors import ElderError
 from elder_service.db.engine import make_engine, make_sessions
 from elder_service.db.schema import check_head
 from elder_service.queue import QUEUE, make_celery
 from elder_service.settings import Settings
 from elder_service.storage.local import LocalStorage
 from worker import tasks
+from worker.forkserver import ForkServer
 from worker.maintenance import Maintenance
+from worker.pulse import pulse_of
 from worker.supervisor import Supervisor
 
 SWEEP_SECONDS = 600.0
 
 _log = logging.getLogger(__name__)
-
-
-def alive_file(settings: Settings) -> Path:
-    """Touched by a worker that is well; `elder-server health` looks at it."""
-    return settings.data_dir / f"worker-{socket.gethostname()}.alive"
 
 
 def run_worker(settings: Settings) -> None:
@@ -43,7 +36,9 @@ def run_worker(settings: Settings) -> None:
     sessions = make_sessions(engine)
     storage = LocalStorage(settings.artifacts_dir)
     celery = make_celery(settings)
-    supervisor = Supervisor(settings, sessions, storage)
+    pulse = pulse_of(settings)
+    fork_server = ForkServer()
+    supervisor = Supervisor(settings, sessions, storage, fork_server, pulse)
     maintenance = Maintenance(settings, sessions, storage, celery)
     tasks.register(celery, supervisor)
 
@@ -52,10 +47,9 @@ def run_worker(settings: Settings) -> None:
         Repeat("claim", settings.claim_seconds, stop, supervisor.run_available),
         Repeat("reconcile", settings.maintenance_seconds, stop, maintenance.reconcile),
         Repeat("sweep", SWEEP_SECONDS, stop, maintenance.sweep),
-        Repeat("alive", settings.claim_seconds, stop, alive_file(settings).touch),
     ]
 
-    def start(**_: Any) -> None:
+    def start() -> None:
         supervisor.warm_up()
         _log.info("worker %s is ready", supervisor.owner)
         for timer in timers:
@@ -65,7 +59,8 @@ def run_worker(settings: Settings) -> None:
         stop.set()
         supervisor.drain()
 
-    # In a thread, so that the worker can be stopped meanwhile; a hint that comes too early finds the slot taken.
+    fork_server.start()  # loads torch while Celery starts
+    # In a thread, so that the worker can be stopped meanwhile; a hint that comes too early is passed over.
     signals.worker_ready.connect(lambda **_: threading.Thread(target=start, daemon=True).start(), weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     try:
@@ -84,7 +79,7 @@ def run_worker(settings: Settings) -> None:
     finally:
         drain()
         supervisor.wait_idle(settings.drain_seconds)
-        alive_file(settings).unlink(missing_ok=True)
+        pulse.end()
         engine.dispose()
 
 
@@ -101,6 +96,8 @@ class Repeat(threading.Thread):
         while not self._stop_event.is_set():
             try:
                 self._action()
-            except (SQLAlchemyError, ElderError, OSError):
+            except (
+                Exception
+            ):  # nobody is above a thread: what is not caught here ends the timer, and nobody hears of it
                 _log.exception("timer %s", self.name)
             self._stop_event.wait(self._seconds)

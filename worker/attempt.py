@@ -12,13 +12,15 @@ from typing import assert_never
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from elder_core.errors import ElderError
 from elder_core.spec import Progress, Stage
-from elder_service.db.engine import SessionFactory
-from elder_service.errors import InternalError, RuntimeExceeded
+from elder_service.db.engine import SessionFactory, is_passing
+from elder_service.errors import InternalError, RuntimeExceeded, StartFailed
 from elder_service.jobs import attempts
 from elder_service.jobs.attempts import Claim, LeaseLost, Outcome
 from elder_service.settings import Settings
 from worker.child import Child, Failure, Stopped
+from worker.pulse import Pulse
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 1.0
@@ -53,11 +55,14 @@ class Timer:
 class Attempt:
     """Owns the claim until `run` returns or raises LeaseLost; either way the process is gone by then."""
 
-    def __init__(self, settings: Settings, sessions: SessionFactory, held: Claim, draining: threading.Event) -> None:
+    def __init__(
+        self, settings: Settings, sessions: SessionFactory, held: Claim, draining: threading.Event, pulse: Pulse
+    ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._held = held
         self._draining = draining
+        self._pulse = pulse
         self._started = time.monotonic()
         self._lease = Timer(settings.lease_seconds * (1 - LEASE_MARGIN))
         self._heartbeat = Timer(settings.heartbeat_seconds)
@@ -67,12 +72,30 @@ class Attempt:
         self._latest: Progress | None = None
         self._stage: Stage | None = None
 
-    def run(self, child: Child) -> bool:
-        """Watch `child` to its end. True if the job succeeded, its files being visible now.
+    def run(self, start: Callable[[], Child]) -> bool:
+        """Start the job's process and watch it to its end. True if the job succeeded, its files being visible now.
 
         Raises:
             LeaseLost: another attempt, or nobody, holds the job.
         """
+        try:
+            child = self._start(start)
+            return self._guarded(child) if child else False
+        except LeaseLost:
+            raise
+        except Exception as error:  # whatever it was: unwritten, the row stays running until its lease ends
+            _log.exception("%s attempt %d: a fault of the worker", self._held.job_id, self._held.attempt)
+            return self._failed(InternalError(f"A fault of the worker: {_brief(error)}"))
+
+    def _start(self, start: Callable[[], Child]) -> Child | None:
+        try:
+            return start()
+        except (EOFError, OSError) as error:  # a full disk, no memory, or the fork server is gone
+            _log.exception("%s attempt %d: no process", self._held.job_id, self._held.attempt)
+            self._failed(StartFailed(f"The job's process could not be started: {_brief(error)}"))
+            return None
+
+    def _guarded(self, child: Child) -> bool:
         try:
             return self._watch(child)
         finally:
@@ -82,7 +105,7 @@ class Attempt:
         while True:
             try:
                 message = child.connection.recv() if child.connection.poll(POLL_SECONDS) else None
-            except EOFError:
+            except (EOFError, OSError):  # the latter: it ended within a message
                 return self._died(child)
             if isinstance(message, Progress):
                 self._latest = message
@@ -139,20 +162,15 @@ class Attempt:
             self._finally(lambda session, held: attempts.succeed(session, held, outcome))
             return True
         if isinstance(message, Failure):
-            error = message.error
-            self._finally(lambda session, held: attempts.fail(session, held, error, self._retry_delay))
-            return False
+            return self._failed(message.error)
         if isinstance(message, Stopped):  # somebody else's SIGTERM: nobody here asked for it
-            lost = InternalError("The job's process was told to stop from outside.")
-            self._finally(lambda session, held: attempts.fail(session, held, lost, self._retry_delay))
-            return False
+            return self._failed(InternalError("The job's process was told to stop from outside."))
         assert_never(message)
 
     def _died(self, child: Child) -> bool:
         error, details = child.death()
         _log.error("%s attempt %d: %s", self._held.job_id, self._held.attempt, error.message)
-        self._finally(lambda session, held: attempts.fail(session, held, error, self._retry_delay, details))
-        return False
+        return self._failed(error, details)
 
     def _cancel(self, child: Child) -> bool:
         child.stop(self._settings.cancel_grace_seconds)
@@ -166,27 +184,37 @@ class Attempt:
 
     def _time_out(self, child: Child) -> bool:
         child.stop(self._settings.cancel_grace_seconds)
-        error = RuntimeExceeded(
-            f"The attempt ran longer than max_runtime_seconds ({self._held.max_runtime_seconds}); "
-            "allow more time or a smaller budget."
+        return self._failed(
+            RuntimeExceeded(
+                f"The attempt ran longer than max_runtime_seconds ({self._held.max_runtime_seconds}); "
+                "allow more time or a smaller budget."
+            )
         )
-        self._finally(lambda session, held: attempts.fail(session, held, error, self._retry_delay))
+
+    def _failed(self, error: ElderError, details: dict[str, object] | None = None) -> bool:
+        self._finally(
+            lambda session, held: attempts.fail(session, held, error, self._settings.retry_delay_seconds, details)
+        )
         return False
 
     # Writing -----------------------------------------------------------------------------------------------------
 
-    @property
-    def _retry_delay(self) -> float:
-        return self._settings.retry_delay_seconds
-
     def _try(self, write: Callable[[Session, Claim], bool]) -> bool | None:
-        """One transaction; None if the database did not take it, which the next round tries again."""
+        """One transaction; None if the database is away, after which the next round tries again.
+
+        Raises:
+            SQLAlchemyError: the database refuses this write, and will the next time.
+        """
         try:
             with self._sessions.begin() as session:
-                return write(session, self._held)
+                answer = write(session, self._held)
         except SQLAlchemyError as error:
+            if not is_passing(error):
+                raise
             _log.warning("%s attempt %d: database: %s", self._held.job_id, self._held.attempt, error)
             return None
+        self._pulse.beat()
+        return answer
 
     def _finally(self, write: Callable[[Session, Claim], None]) -> None:
         """The last write: tried until the database takes it, or the lease is over."""
@@ -199,3 +227,8 @@ class Attempt:
             self._keep_lease()
             time.sleep(RETRY_SECONDS)
         _log.info("%s attempt %d: ended", self._held.job_id, self._held.attempt)
+
+
+def _brief(error: Exception) -> str:
+    """Its first line: the database's errors go on with the whole statement."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

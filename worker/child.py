@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,8 +17,10 @@ from elder_core.inspection import Sources
 from elder_core.spec import JobSpec, Progress
 from elder_service.errors import RunnerDied
 from elder_service.jobs.attempts import Outcome
+from elder_service.jobs.text import storable
 from elder_service.processes import die_with_parent
 
+DEATH_SECONDS = 2.0  # for a process that closed its pipe to end
 LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 8192
 
@@ -56,26 +57,6 @@ class Stopped:
 Message = Progress | Outcome | Failure | Stopped
 
 
-def make_context() -> ForkServerContext:
-    """A fork server with torch loaded, so that a job starts in a fraction of a second and CUDA is never forked."""
-    # Threads of OpenMP that wait must not spin: beside anything else on the machine that costs several times the work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "worker.runner"])
-    return context
-
-
-def warm_up(context: ForkServerContext) -> None:
-    """Return once the fork server has loaded torch and starts processes at once."""
-    process = context.Process(target=_nothing)
-    process.start()
-    process.join()
-
-
-def _nothing() -> None:
-    pass
-
-
 class Child:
     """The process of one attempt, in a process group of its own."""
 
@@ -110,10 +91,16 @@ class Child:
                 return
 
     def death(self) -> tuple[RunnerDied, dict[str, object]]:
-        """Why the process ended without a word: the error and its details. Waits for it."""
-        self._process.join()
+        """Why the process ended without a word: the error and its details. One that goes on in silence is killed."""
+        self._process.join(DEATH_SECONDS)
+        silent = self._process.exitcode is None
+        if silent:
+            self._signal(signal.SIGKILL)
+            self._process.join()
         code = self._process.exitcode or 0
         details: dict[str, object] = {"log_tail": log_tail(self._log_path)}
+        if silent:
+            return RunnerDied("The job's process stopped telling how far it is, and was killed."), details
         if code >= 0:
             return RunnerDied(f"The job's process ended with exit code {code}."), {**details, "exit_code": code}
         name = signal.Signals(-code).name
@@ -128,7 +115,7 @@ def log_tail(path: Path) -> list[str]:
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return storable(file.read().decode(errors="replace")).splitlines()[-LOG_TAIL_LINES:]
 
 
 def child_main(assignment: Assignment, connection: Connection) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from contextlib import suppress
-from pathlib import Path
 
 from celery import Celery
 
@@ -14,6 +11,7 @@ from elder_service.db.engine import SessionFactory
 from elder_service.jobs import reconcile, repository
 from elder_service.settings import Settings
 from elder_service.storage.base import Storage, attempt_of
+from worker import scratch
 
 _log = logging.getLogger(__name__)
 
@@ -52,9 +50,9 @@ class Maintenance:
         root = self._settings.scratch_dir
         for folder in sorted(root.glob("jobs/*/attempt-*")):
             if not self._held(str(folder.relative_to(root))):
-                shutil.rmtree(folder, ignore_errors=True)
+                scratch.clear(folder)
         for folder in root.glob("jobs/*"):
-            remove_if_empty(folder)
+            scratch.remove_if_empty(folder)
 
     def _orphaned(self, prefix: str) -> bool:
         """The order matters: asked the other way round, an attempt that succeeds in between loses its files.
@@ -77,8 +75,3 @@ class Maintenance:
             return False
         with self._sessions.begin() as session:
             return repository.is_held(session, *owner)
-
-
-def remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # not empty, or gone already
-        folder.rmdir()

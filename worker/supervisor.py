@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import threading
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from elder_service.db.engine import SessionFactory
+from elder_service.db.engine import SessionFactory, is_passing
 from elder_service.jobs import attempts
 from elder_service.jobs.attempts import Claim, LeaseLost
 from elder_service.settings import Settings
 from elder_service.storage.base import Storage, attempt_prefix
+from worker import scratch
 from worker.attempt import Attempt
-from worker.child import Assignment, Child, make_context, warm_up
+from worker.child import Assignment, Child
+from worker.forkserver import ForkServer
+from worker.pulse import Pulse
 
 _log = logging.getLogger(__name__)
 
@@ -24,18 +26,23 @@ _log = logging.getLogger(__name__)
 class Supervisor:
     """Runs one job at a time. `run_available` may be called from any thread, on a hint or by a timer."""
 
-    def __init__(self, settings: Settings, sessions: SessionFactory, storage: Storage) -> None:
+    def __init__(
+        self, settings: Settings, sessions: SessionFactory, storage: Storage, fork_server: ForkServer, pulse: Pulse
+    ) -> None:
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
         self._settings = settings
         self._sessions = sessions
         self._storage = storage
         self._slot = threading.Lock()
         self._draining = threading.Event()
-        self._context = make_context()
+        self._ready = threading.Event()
+        self._fork_server = fork_server
+        self._warm = False
+        self._pulse = pulse
 
     def run_available(self) -> int:
         """Run jobs until there are none left; returns how many. Does nothing while another thread is at it."""
-        if not self._slot.acquire(blocking=False):
+        if not self._ready.is_set() or not self._slot.acquire(blocking=False):
             return 0
         try:
             count = 0
@@ -46,9 +53,13 @@ class Supervisor:
             self._slot.release()
 
     def warm_up(self) -> None:
-        """Load torch before the first claim: a lease must not run out while a process waits to be started."""
-        with self._slot:
-            warm_up(self._context)
+        """Load torch before a claim: a lease must not run out while a process waits to be started."""
+        try:
+            self._fork_server.warm_up()
+        except (EOFError, OSError):  # the attempt that comes next tries again, and tells if that fails too
+            _log.exception("could not load torch beforehand")
+        self._warm = True
+        self._ready.set()
 
     def drain(self) -> None:
         """Claim nothing more and give the running job back."""
@@ -62,12 +73,17 @@ class Supervisor:
         return idle
 
     def _run_next(self) -> bool:
+        if not self._warm:
+            self.warm_up()
         try:
             with self._sessions.begin() as session:
                 held = attempts.claim(session, self.owner, self._settings.lease_seconds)
         except SQLAlchemyError as error:
+            if not is_passing(error):
+                raise
             _log.warning("Could not look for a job: %s", error)
             return False
+        self._pulse.beat()
         if held is None:
             return False
         _log.info("%s attempt %d: claimed", held.job_id, held.attempt)
@@ -76,16 +92,20 @@ class Supervisor:
 
     def _run(self, held: Claim) -> None:
         assignment = self._assignment(held)
+        attempt = Attempt(self._settings, self._sessions, held, self._draining, self._pulse)
+        self._warm = False  # unless it succeeds: it may take the fork server with it
         try:
-            succeeded = Attempt(self._settings, self._sessions, held, self._draining).run(
-                Child(self._context, assignment)
-            )
-            if not succeeded:
+            self._warm = attempt.run(lambda: self._child(assignment))
+            if not self._warm:
                 self._storage.delete_prefix(attempt_prefix(held.job_id, held.attempt))
         except LeaseLost:  # maintenance sweeps its files, once it is sure that they are nobody's
             _log.warning("%s attempt %d: lost the lease, stopped", held.job_id, held.attempt)
         finally:
-            shutil.rmtree(assignment.scratch, ignore_errors=True)
+            scratch.clear(assignment.scratch)
+
+    def _child(self, assignment: Assignment) -> Child:
+        self._fork_server.start()
+        return Child(self._fork_server.context, assignment)
 
     def _assignment(self, held: Claim) -> Assignment:
         return Assignment(

@@ -6,21 +6,24 @@ and write nothing more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from elder_core.errors import ElderError
 from elder_core.spec import JobSpec, Progress
 from elder_service.db.engine import database_now
 from elder_service.db.models import ArtifactRow, JobRow
-from elder_service.errors import WorkerLost
+from elder_service.errors import UnreadableSpec, WorkerLost
 from elder_service.ids import new_id
 from elder_service.jobs import events, repository
 from elder_service.jobs.progress import fraction_done
 from elder_service.jobs.states import ACTIVE, Status
+from elder_service.jobs.text import storable
 from elder_service.storage.base import StoredFile
 
 
@@ -47,11 +50,23 @@ class Outcome:
 
 
 def claim(session: Session, owner: str, lease_seconds: float) -> Claim | None:
-    """Take the next job, by priority and then by age; None when there is nothing to do."""
+    """Take the next job, by priority and then by age; None when there is nothing to do.
+
+    A job that this version cannot read fails here and now: left alone it would stay first in the queue for ever.
+    """
     now = database_now(session)
-    row = repository.next_claimable(session, now)
-    if row is None:
-        return None
+    while (row := repository.next_claimable(session, now)) is not None:
+        _start(session, row, owner, lease_seconds, now)
+        try:
+            spec = JobSpec.model_validate(row.spec)
+        except ValidationError as error:
+            _failed(session, row, _unreadable(error), 0, {})
+            continue
+        return Claim(row.id, row.attempt, spec, row.max_runtime_seconds)
+    return None
+
+
+def _start(session: Session, row: JobRow, owner: str, lease_seconds: float, now: datetime) -> None:
     repository.move(row, Status.RUNNING)
     row.attempt += 1
     row.lease_owner = owner
@@ -59,7 +74,15 @@ def claim(session: Session, owner: str, lease_seconds: float) -> Claim | None:
     row.started_at = now
     row.stage, row.progress, row.stage_history, row.error = None, None, [], None
     repository.add_event(session, row, events.STARTED, now, {"attempt": row.attempt, "worker": owner})
-    return Claim(row.id, row.attempt, JobSpec.model_validate(row.spec), row.max_runtime_seconds)
+
+
+def _unreadable(error: ValidationError) -> UnreadableSpec:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the whole of it"
+    return UnreadableSpec(
+        f"This version of the service cannot read the job's specification: {where}: {first['msg']}. "
+        "Another version wrote it; submit the job again."
+    )
 
 
 def renew(session: Session, held: Claim, lease_seconds: float) -> None:
@@ -86,7 +109,8 @@ def record_progress(session: Session, held: Claim, progress: Progress, *, event:
         "step": progress.step,
         "total": progress.total,
         "fraction": fraction_done(progress),
-        "metrics": progress.metrics,
+        # JSON has no word for NaN, which PostgreSQL refuses; whether it ends the job is the method's to say
+        "metrics": {name: value for name, value in progress.metrics.items() if math.isfinite(value)},
         "updated_at": now.isoformat(),
     }
     if event:
@@ -172,14 +196,14 @@ def _failed(
     row.failures += 1
     described = {
         "code": error.code,
-        "message": error.message,
+        "message": storable(error.message),
         "stage": row.stage,
         "retryable": error.retryable,
         "details": details,
     }
     if error.retryable and row.failures < row.max_attempts:
         delay = timedelta(seconds=retry_delay_seconds * 2 ** (row.failures - 1))
-        _requeue(session, row, now, delay=delay, data={"reason": error.message, "error": described})
+        _requeue(session, row, now, delay=delay, data={"reason": described["message"], "error": described})
         return
     _end(row, Status.FAILED, now)
     row.error = described

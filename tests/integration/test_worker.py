@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from tests.integration.service import Service, endless, running_steps, start_api
+from tests.integration.service import Service, endless, running, running_steps, start_api
 
 ENDED = {"succeeded", "failed", "cancelled", "expired"}
 
@@ -47,8 +48,10 @@ def test_a_job_from_submission_to_download(service: Service, tmp_path: Path) -> 
     for file in service.get(f"/v1/jobs/{job_id}/artifacts")["data"]:
         target = tmp_path / "download" / file["name"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(httpx2.get(file["download_url"]).content)
-        assert target.stat().st_size == file["size_bytes"]
+        content = httpx2.get(file["download_url"]).content
+        assert len(content) == file["size_bytes"]
+        assert hashlib.sha256(content).hexdigest() == file["sha256"], file["name"]
+        target.write_bytes(content)
     report = service.get(f"/v1/jobs/{job_id}/report")
     assert report == json.loads((tmp_path / "download" / "report.json").read_text())
     assert report["evaluation"]["after"]["layers"] == 4
@@ -61,7 +64,7 @@ def test_a_job_from_submission_to_download(service: Service, tmp_path: Path) -> 
     )
     assert loaded.stdout.strip() == "4"
     scratch = Path(service.environment["ELDER_DATA_DIR"]) / "scratch"
-    service.wait_for(lambda: list(scratch.rglob("attempt-*")), lambda left: not left)
+    service.wait_for(lambda: list(scratch.glob("jobs/*")), lambda left: not left)
 
 
 def test_cancel_while_it_runs(service: Service) -> None:
@@ -74,6 +77,17 @@ def test_cancel_while_it_runs(service: Service) -> None:
     assert job["status"] == "cancelled"
     assert not child.is_running()
     assert service.events(job_id)[-2:] == ["job.cancelling", "job.cancelled"]
+
+
+def test_cancel_of_a_process_that_does_not_hear_sigterm(service: Service) -> None:
+    worker = service.worker()
+    job_id = service.submit(**endless())
+    service.wait(job_id, running_steps)
+    child = child_of(worker, job_id)
+    child.suspend()  # as deaf as one in an endless call of a library
+    service.post(f"/v1/jobs/{job_id}/cancel")
+    assert service.wait(job_id, ended)["status"] == "cancelled"
+    assert not left_alive([child], 5)
 
 
 def test_a_killed_child_is_told_of_and_tried_again(service: Service) -> None:
@@ -128,6 +142,32 @@ def test_the_jobs_own_error_is_told(service: Service) -> None:
     job = service.wait(service.submit(model={"id": "local:broken-llama"}), ended)
     assert (job["status"], job["attempt"]) == ("failed", 1)
     assert job["error"]["code"] == "non_finite_loss"
+
+
+def test_a_lost_fork_server_costs_one_attempt(service: Service) -> None:
+    worker = service.worker()
+    job_id = service.submit(**endless())
+    service.wait(job_id, running_steps)
+    child_of(worker, job_id).parent().kill()
+    service.wait(job_id, lambda job: bool(running_steps(job)) and job["attempt"] == 2)
+    assert service.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started"]
+
+
+def test_serve_starts_a_killed_worker_again(tmp_path: Path, model_root: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    data = {"ELDER_DATA_DIR": str(tmp_path / "data"), "ELDER_MODEL_ROOTS": str(model_root)}
+    with running(folder, data) as service:
+        server = start_api(service, "serve")
+
+        def worker() -> list[psutil.Process]:
+            return [child for child in psutil.Process(server.pid).children() if "worker" in child.cmdline()]
+
+        first = service.wait_for(worker, bool)[0]
+        first.kill()
+        second = service.wait_for(worker, lambda found: found and found[0].pid != first.pid)[0]
+        assert service.wait(service.submit(), ended)["status"] == "succeeded", service.logs()
+        assert second.is_running()
 
 
 def test_serve_stops_everything_it_started(tmp_path: Path, model_root: Path) -> None:

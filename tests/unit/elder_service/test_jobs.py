@@ -89,6 +89,20 @@ def test_priority_goes_before_age(sessions: SessionFactory) -> None:
     assert [must_claim(sessions).job_id for _ in range(4)] == [high, old, new, low]
 
 
+def test_a_job_that_this_version_cannot_read_fails_and_holds_up_nobody(sessions: SessionFactory) -> None:
+    newer, next_one = submit(sessions), submit(sessions)
+    with sessions.begin() as session:
+        row = repository.get(session, newer)
+        row.spec = {**row.spec, "method": {"name": "a method of next year"}}
+    assert must_claim(sessions).job_id == next_one
+    row = job(sessions, newer)
+    assert row.status == Status.FAILED
+    assert row.error is not None
+    assert row.error["code"] == "unreadable_spec"
+    assert "method" in row.error["message"]
+    assert log(sessions, newer) == ["job.created", "job.started", "job.failed"]
+
+
 def test_claimers_that_race_never_share_a_job(sessions: SessionFactory) -> None:
     ids = {submit(sessions) for _ in range(20)}
     with ThreadPoolExecutor(8) as pool:
@@ -161,6 +175,16 @@ def test_a_fault_of_the_job_itself_is_not_tried_again(sessions: SessionFactory) 
         "retryable": False,
         "details": {},
     }
+
+
+def test_an_errors_text_need_not_be_fit_for_the_database(sessions: SessionFactory) -> None:
+    job_id = submit(sessions, max_attempts=1)
+    held = must_claim(sessions)
+    with sessions.begin() as session:
+        attempts.fail(session, held, RunnerDied("NUL \0, half a pair \udc80"), 0)
+    row = job(sessions, job_id)
+    assert row.error is not None
+    assert row.error["message"] == "NUL \ufffd, half a pair ?"
 
 
 def test_a_draining_worker_gives_the_job_back_uncounted(sessions: SessionFactory) -> None:

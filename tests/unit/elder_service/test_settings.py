@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from elder_service.errors import InvalidSettings
-from elder_service.settings import EnvironmentName, Settings
+from elder_service.settings import CONFIDENTIAL, EnvironmentName, Settings, load_settings
 
 PRODUCTION = {
     "environment": EnvironmentName.PRODUCTION,
@@ -37,3 +37,44 @@ def test_embedded_lives_in_the_data_dir(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_secret_is_not_shown() -> None:
     assert "hidden" not in repr(Settings(secret_key="hidden" * 8))
+
+
+def test_a_malformed_value_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELDER_MAX_ATTEMPTS", "0")
+    monkeypatch.setenv("ELDER_LOG_LEVEL", "loud")
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings()
+    assert caught.value.message == (
+        "ELDER_MAX_ATTEMPTS cannot be '0': input should be greater than or equal to 1. It is for: Attempts of a job "
+        "before a lost worker fails it. Mend it in the environment, in .env or on the command line. "
+        "ELDER_LOG_LEVEL cannot be 'loud': it must be one of DEBUG, INFO, WARNING, ERROR. It is for: DEBUG, INFO, "
+        "WARNING or ERROR. Mend it in the environment, in .env or on the command line."
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("mysql://elder:pass-word@db/elder", "mysql is not supported"), ("elder:pass-word@db", "it is no URL such as")],
+)
+def test_a_password_is_not_told(url: str, reason: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"ELDER_DATABASE_URL cannot be as it is set: {reason}") as caught:
+        load_settings(database_url=url)
+    assert "pass-word" not in caught.value.message
+
+
+def test_confidential_settings_are_all_that_hold_secrets() -> None:
+    assert {name for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)} <= CONFIDENTIAL
+
+
+def test_an_empty_value_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose files and .env templates write it."""
+    monkeypatch.setenv("ELDER_PUBLIC_URL", "")
+    monkeypatch.setenv("ELDER_LEASE_SECONDS", "")
+    settings = load_settings()
+    assert settings.public_url is None
+    assert settings.lease_seconds == 60
+
+
+def test_the_log_level_may_be_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELDER_LOG_LEVEL", "debug")
+    assert load_settings().log_level == "DEBUG"

@@ -1,0 +1,72 @@
+"""How a job's process ends, with real processes that need no torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from elder_core.inspection import Sources
+from elder_core.spec import JobSpec, ModelRef
+from worker import child as module
+from worker.child import Assignment, Child, log_tail
+
+
+@pytest.fixture
+def assignment(tmp_path: Path) -> Assignment:
+    return Assignment(
+        job_id="job_x",
+        attempt=1,
+        spec=JobSpec(model=ModelRef(id="builtin:manuals-16l"), ratio=0.25),
+        sources=Sources(model_roots=(), text_roots=()),
+        device="cpu",
+        scratch=tmp_path / "scratch",
+        artifacts_dir=tmp_path / "artifacts",
+    )
+
+
+def silent(assignment: Assignment, connection: Connection) -> None:
+    """Close the pipe and go on, deaf to SIGTERM."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assignment.log_path.write_text("before\nlast words\n")
+    connection.close()
+    time.sleep(600)
+
+
+def started(monkeypatch: pytest.MonkeyPatch, assignment: Assignment) -> Child:
+    """A child that is silent by now."""
+    monkeypatch.setattr(module, "child_main", silent)
+    child = Child(multiprocessing.get_context("spawn"), assignment)  # type: ignore[arg-type]
+    assert child.connection.poll(60)
+    with pytest.raises(EOFError):
+        child.connection.recv()
+    return child
+
+
+def test_a_process_that_falls_silent_is_killed(monkeypatch: pytest.MonkeyPatch, assignment: Assignment) -> None:
+    monkeypatch.setattr(module, "DEATH_SECONDS", 0.1)
+    child = started(monkeypatch, assignment)
+    error, details = child.death()
+    assert "stopped telling" in error.message
+    assert details == {"log_tail": ["before", "last words"]}
+    child.kill()
+
+
+def test_a_process_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch, assignment: Assignment) -> None:
+    child = started(monkeypatch, assignment)
+    child.stop(grace_seconds=0.1)
+    error, details = child.death()
+    assert "SIGKILL" in error.message
+    assert details["signal"] == "SIGKILL"
+
+
+def test_the_tail_of_a_log_is_text_that_a_database_keeps(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"progress \x00 bar\n\xff\n")
+    assert log_tail(log) == ["progress \ufffd bar", "\ufffd"]

@@ -1,0 +1,151 @@
+"""Claiming, with a child that cannot be started: what a job's process does is tested in tests/integration."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from elder_service.db.engine import SessionFactory
+from elder_service.jobs import attempts, repository
+from elder_service.jobs.states import Status
+from elder_service.settings import Settings
+from elder_service.storage.local import LocalStorage
+from tests.unit.elder_service.conftest import submit
+from worker import supervisor as module
+from worker.app import Repeat
+from worker.child import Assignment
+from worker.pulse import Pulse, pulse_of
+from worker.supervisor import Supervisor
+
+
+@pytest.fixture
+def pulse(settings: Settings) -> Pulse:
+    settings.data_dir.mkdir(exist_ok=True)
+    return pulse_of(settings)
+
+
+@dataclass
+class FakeForkServer:
+    """Counts how often torch was loaded, which it is not."""
+
+    fails: bool = False
+    warmed_up: int = 0
+    context: None = None
+
+    def start(self) -> None:
+        pass
+
+    def warm_up(self) -> None:
+        self.warmed_up += 1
+        if self.fails:
+            raise EOFError
+
+
+@pytest.fixture
+def fork_server() -> FakeForkServer:
+    return FakeForkServer()
+
+
+@pytest.fixture
+def supervisor(
+    settings: Settings,
+    sessions: SessionFactory,
+    pulse: Pulse,
+    fork_server: FakeForkServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Supervisor:
+    """One that is warm without having loaded anything, and whose every process fails to start."""
+
+    def no_process(_context: object, assignment: Assignment) -> Any:
+        assignment.scratch.mkdir(parents=True)
+        raise ConnectionRefusedError("the fork server is gone")
+
+    monkeypatch.setattr(module, "Child", no_process)
+    made = Supervisor(settings, sessions, LocalStorage(settings.artifacts_dir), fork_server, pulse)
+    made.warm_up()
+    return made
+
+
+def test_nothing_is_claimed_before_torch_is_loaded(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, fork_server: FakeForkServer
+) -> None:
+    job_id = submit(sessions)
+    cold = Supervisor(settings, sessions, LocalStorage(settings.artifacts_dir), fork_server, pulse)
+    assert cold.run_available() == 0
+    with sessions.begin() as session:
+        assert repository.get(session, job_id).status == Status.QUEUED
+
+
+def test_a_worker_that_is_stopped_while_it_loads_torch_waits_for_nothing(supervisor: Supervisor) -> None:
+    assert supervisor.wait_idle(0)
+
+
+def test_a_warm_up_that_fails_does_not_stop_the_worker(
+    supervisor: Supervisor, fork_server: FakeForkServer, pulse: Pulse
+) -> None:
+    fork_server.fails = True
+    supervisor.warm_up()
+    assert supervisor.run_available() == 0
+    assert pulse.path.exists()
+
+
+def test_after_an_attempt_that_failed_torch_is_loaded_before_the_next_claim(
+    supervisor: Supervisor, fork_server: FakeForkServer, sessions: SessionFactory
+) -> None:
+    """The fork server may have died with it, and the lease of the next must not run while a new one loads torch."""
+    for _ in range(2):
+        submit(sessions, max_attempts=1)
+    assert supervisor.run_available() == 2
+    assert fork_server.warmed_up == 3  # at first, and after each of the two
+    assert supervisor.run_available() == 0
+    assert fork_server.warmed_up == 3
+
+
+def test_a_failed_start_is_written_and_leaves_no_scratch(
+    supervisor: Supervisor, settings: Settings, sessions: SessionFactory
+) -> None:
+    job_id = submit(sessions, max_attempts=1)
+    assert supervisor.run_available() == 1
+    with sessions.begin() as session:
+        row = repository.get(session, job_id)
+    assert row.status == Status.FAILED
+    assert row.error is not None
+    assert row.error["code"] == "start_failed"
+    assert list(settings.scratch_dir.rglob("*")) == [settings.scratch_dir / "jobs"]
+
+
+@pytest.mark.parametrize("error", [OperationalError, ProgrammingError])
+def test_a_look_that_fails_is_no_sign_of_life(
+    supervisor: Supervisor, pulse: Pulse, monkeypatch: pytest.MonkeyPatch, error: type[OperationalError]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error("SELECT", {}, Exception("away"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts, "claim", fails)
+        try:
+            supervisor.run_available()
+        except ProgrammingError:
+            assert error is ProgrammingError  # the timer logs it and goes on
+        assert not pulse.path.exists()
+    supervisor.run_available()
+    assert pulse.path.exists()
+
+
+def test_a_timer_goes_on_after_any_fault() -> None:
+    stop, calls = threading.Event(), []
+
+    def action() -> None:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            stop.set()
+        raise (TypeError, KeyError, AssertionError)[len(calls) - 1]
+
+    timer = Repeat("test", 0.001, stop, action)
+    timer.start()
+    timer.join(30)
+    assert calls == [0, 1, 2]

@@ -1,0 +1,47 @@
+"""The process that those of the jobs are forked from: torch is loaded in it, so a job starts in a fraction of a second."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+PRELOADED = ("worker.forkserver_guard", "torch", "transformers", "worker.runner")
+WORKER_PID = "ELDER_WORKER_PID"
+"""Set for the fork server alone: the process whose end is to be its own."""
+
+
+class ForkServer:
+    """One for the whole process, as multiprocessing has it. CUDA is never touched before a fork."""
+
+    def __init__(self) -> None:
+        # Threads of OpenMP that wait must not spin: beside anything else on the machine that costs several times the
+        # work.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ[WORKER_PID] = str(os.getpid())
+        self.context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(list(PRELOADED))
+        # The kernel ends the server with the thread that started it (forkserver_guard), so that must be one that
+        # lives as long as the worker, whoever finds that a new server is needed.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="forkserver")
+
+    def start(self) -> None:
+        """Have a server, a new one if it was lost; returns while it still loads torch."""
+        self._starter.submit(forkserver.ensure_running).result()
+
+    def warm_up(self) -> None:
+        """Return once the server has loaded torch and starts processes at once.
+
+        Raises:
+            EOFError, OSError: it did not come up.
+        """
+        self.start()
+        process = self.context.Process(target=_nothing)
+        process.start()
+        process.join()
+
+
+def _nothing() -> None:
+    pass
