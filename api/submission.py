@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import IntegrityError
+import logging
+
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from api.dependencies import Services
 from api.schemas import JobCreate
@@ -10,6 +12,8 @@ from elder_core.spec import JobSpec
 from elder_service import queue
 from elder_service.db.models import JobRow
 from elder_service.jobs import service, validation
+
+_log = logging.getLogger(__name__)
 
 
 def submit(services: Services, body: JobCreate, idempotency_key: str | None) -> tuple[JobRow, bool]:
@@ -33,9 +37,17 @@ def submit(services: Services, body: JobCreate, idempotency_key: str | None) -> 
     )
     row, created = _store(services, submission)
     if created and queue.send_hint(services.celery):
-        with services.sessions.begin() as session:
-            service.mark_hinted(session, row.id)
+        _note_hint(services, row.id)
     return row, created
+
+
+def _note_hint(services: Services, job_id: str) -> None:
+    """Spare the workers a second hint; at best effort, since the job is stored and its caller must be told so."""
+    try:
+        with services.sessions.begin() as session:
+            service.mark_hinted(session, job_id)
+    except SQLAlchemyError as error:
+        _log.warning("%s: could not note that it was hinted: %s", job_id, error)
 
 
 def _store(services: Services, submission: service.Submission) -> tuple[JobRow, bool]:
