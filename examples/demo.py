@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import httpx2
+import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -117,18 +118,43 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and no process of the server left within 10 seconds."""
+    """SIGTERM, and no process of the server left within 10 seconds.
+
+    Raises:
+        DemoFailed: some process was left, and had to be killed.
+    """
+    # Looked up beforehand: the worker has a session of its own, and whoever outlives the server is no longer its child.
+    processes = family(server.pid)
+    deadline = time.monotonic() + STOP_SECONDS
     if server.poll() is None:
         server.terminate()
+    while (left := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
+        server.poll()  # takes note of its end
+        time.sleep(0.05)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    server.wait()
+    if left:
+        names = ", ".join(str(process.pid) for process in left)
+        raise DemoFailed(f"{STOP_SECONDS:g} s after SIGTERM to the server there still ran, and were killed: {names}.")
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """The process and all that descend from it; none if it is gone."""
     try:
-        server.wait(STOP_SECONDS)
-        stopped = not _group_exists(server.pid)
-    except subprocess.TimeoutExpired:
-        stopped = False
-    if not stopped:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        raise DemoFailed(f"The server was still running {STOP_SECONDS:g} s after SIGTERM, and was killed.")
+        server = psutil.Process(pid)
+        return [server, *server.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def runs(process: psutil.Process) -> bool:
+    """Not one that has ended and whose new parent has not taken note, either."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def prune(url: str) -> str:
@@ -233,14 +259,6 @@ def free_port() -> int:
 def _own_environment() -> dict[str, str]:
     """Without the settings of another server that this shell may know."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ELDER_")}
-
-
-def _group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _exit_on_signal(number: int, _: FrameType | None) -> None:
