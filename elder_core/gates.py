@@ -52,6 +52,17 @@ def observed(layers: Layers, look: Look, chosen: Iterable[int]) -> Iterator[dict
         yield seen
 
 
+@contextmanager
+def overridden(layers: Layers, outputs: dict[int, Tensor]) -> Iterator[None]:
+    """Let layers pass on the hidden states `outputs` (layer → `[batch, seq, hidden]`), whatever they compute."""
+
+    def override(index: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, y: outputs[index]
+
+    with _hooked(layers, {index: override(index) for index in outputs}):
+        yield
+
+
 def _gate(x: Tensor, y: Tensor, weight: Tensor, form: Gate) -> Tensor:
     # in float32: bfloat16 has no number between 0.996 and 1, and a step of the weight may be smaller than that
     gated_output = weight * y.float() if form is Gate.OUTPUT else x.float() + weight * (y.float() - x.float())
