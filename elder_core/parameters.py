@@ -159,4 +159,22 @@ class ShortGptParameters(BaselineParameters):
     name: Literal["shortgpt"] = "shortgpt"
 
 
-MethodParameters = Annotated[ElderParameters | ShortGptParameters, Field(discriminator="name")]
+class SlebParameters(BaselineParameters):
+    """SLEB: remove one layer at a time, always the one without which the text is predicted best."""
+
+    name: Literal["sleb"] = "sleb"
+
+    scoring_samples: int | None = Field(
+        default=24,
+        ge=1,
+        le=1_000_000,
+        description="Calibration sequences to score on, all of them again for every layer removed; null uses all.",
+    )
+
+
+MethodParameters = Annotated[
+    ElderParameters  # a method more is a line more
+    | ShortGptParameters
+    | SlebParameters,
+    Field(discriminator="name"),
+]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from elder_core.errors import UnknownMethod
-from elder_core.parameters import PAPER, ElderParameters, ShortGptParameters, Strict
+from elder_core.parameters import PAPER, ElderParameters, ShortGptParameters, SlebParameters, Strict
 
 if TYPE_CHECKING:
     from elder_core.methods.base import Method
@@ -44,6 +44,7 @@ METHODS: dict[str, MethodEntry] = {
             "elder_core.methods.shortgpt:ShortGpt",
             "https://arxiv.org/abs/2403.03853",
         ),
+        MethodEntry("sleb", "SLEB", SlebParameters, "elder_core.methods.sleb:Sleb", "https://arxiv.org/abs/2402.09025"),
     )
 }
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from elder_core.errors import NonFiniteLoss
 from elder_core.methods.base import Context, Method, Selection
 from elder_core.methods.losses import frozen_copy, teacher_of
 from elder_core.methods.training import train
-from elder_core.parameters import BaselineParameters, Loss
+from elder_core.parameters import BaselineParameters, Loss, TrainingParameters
 from elder_core.spec import TrainingPoint
 
-P = TypeVar("P", bound=BaselineParameters)
+P = TypeVar("P", bound=TrainingParameters)
+S = TypeVar("S", bound=BaselineParameters)
 
 
 class Baseline(Method, Generic[P]):
@@ -32,17 +35,49 @@ class Baseline(Method, Generic[P]):
         self.compensate(context, removed)
         return train(context, self.parameters, removed, teacher=teacher)
 
+
+class ScoringBaseline(Baseline[S]):
+    """A baseline that looks at calibration text."""
+
     def scoring_windows(self, context: Context) -> Tensor:
         """The windows `[samples, length]` that scores are computed on."""
         return context.windows[: self.parameters.scoring_samples]
 
-    def scoring_batches(self, context: Context) -> Iterator[Tensor]:
-        """The same in batches `[size, length]`, on the device."""
-        for batch in torch.split(self.scoring_windows(context), self.parameters.scoring_batch_size):
+    def scoring_batches(self, context: Context, *, number: int = 0, passes: int = 1) -> Iterator[Tensor]:
+        """The same in batches `[size, length]`, on the device, as pass `number` (from 0) of `passes` over them.
+
+        Each batch that is done with is reported as progress.
+
+        Raises:
+            Cancelled: the caller ended the run.
+        """
+        windows = self.scoring_windows(context)
+        done = number * len(windows)
+        for batch in torch.split(windows, self.parameters.scoring_batch_size):
             yield batch.to(context.device)
+            done += len(batch)
+            context.monitor.step(done, passes * len(windows))
 
 
 def lowest(scores: Sequence[float], count: int, label: str) -> Selection:
-    """The `count` layers of lowest score; the lower index among equals."""
+    """The `count` layers of lowest score; the lower index among equals.
+
+    Raises:
+        NonFiniteLoss: a score is no number.
+    """
+    require_numbers(scores)
     chosen = sorted(range(len(scores)), key=lambda layer: (scores[layer], layer))[:count]
     return Selection(removed=tuple(sorted(chosen)), weights=tuple(scores), weight_label=label)
+
+
+def require_numbers(scores: Sequence[float]) -> None:
+    """Check what layers are chosen by.
+
+    Raises:
+        NonFiniteLoss: a score is NaN or infinite.
+    """
+    for score in scores:
+        if not math.isfinite(score):
+            raise NonFiniteLoss(
+                f"A layer's score on the calibration text became {score}: see that the model's own loss is finite."
+            )

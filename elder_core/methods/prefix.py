@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from elder_core.devices import autocast
 from elder_core.gates import observed, overridden
 from elder_core.methods.losses import logits_of
+from elder_core.methods.mathematics import next_token_cross_entropy
 from elder_core.surgery import bypassed, decoder_layers
 
 
@@ -57,6 +58,18 @@ class Prefix:
         kept = {first - 1: self._leaving[first - 1]} if first > 0 else {}
         with overridden(self._layers, kept), bypassed(self._model, {*removed, *range(first)}):
             return logits_of(self._model, self._ids)
+
+
+def losses_without_each(
+    model: PreTrainedModel, ids: Tensor, candidates: Sequence[int], removed: Collection[int] = ()
+) -> Tensor:
+    """Mean cross-entropy in nats `[candidates]`, on the CPU, of `ids` `[batch, seq]` without one more layer each.
+
+    The layers `removed` are out every time. Of L layers L² / 2 are computed instead of L².
+    """
+    prefix = Prefix(model, ids, removed)
+    losses = [next_token_cross_entropy(prefix.logits({*removed, layer}), ids) for layer in candidates]
+    return torch.stack(losses).double().cpu()
 
 
 def _output(_: Tensor, y: Tensor) -> Tensor:

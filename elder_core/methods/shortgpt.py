@@ -7,25 +7,22 @@ import torch
 from elder_core.devices import autocast
 from elder_core.gates import observed
 from elder_core.methods.base import Context, Selection
-from elder_core.methods.baseline import Baseline, lowest
+from elder_core.methods.baseline import ScoringBaseline, lowest
 from elder_core.methods.mathematics import block_influence
 from elder_core.parameters import ShortGptParameters
 from elder_core.surgery import decoder_layers
 
 
-class ShortGpt(Baseline[ShortGptParameters]):
+class ShortGpt(ScoringBaseline[ShortGptParameters]):
     """Block influence, the mean over the tokens of all windows, then the `count` lowest at once."""
 
     def select(self, context: Context, count: int) -> Selection:
         layers = decoder_layers(context.model)
         total = torch.zeros(len(layers), dtype=torch.float64)
         samples = len(self.scoring_windows(context))
-        done = 0
         with observed(layers, block_influence, range(len(layers))) as seen:
             for batch in self.scoring_batches(context):
                 with torch.no_grad(), autocast(context.device):
                     context.model(input_ids=batch, use_cache=False, logits_to_keep=1)
                 total += torch.stack([seen[layer] for layer in range(len(layers))]).double().cpu() * len(batch)
-                done += len(batch)
-                context.monitor.step(done, samples)
         return lowest((total / samples).tolist(), count, "block influence, 1 − cos(input, output)")

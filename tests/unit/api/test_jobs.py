@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from api.dependencies import Services
 from api.links import LinkSigner
+from elder_core.registry import METHODS
 from elder_service.settings import Settings
 from tests.unit.api.calls import JOB, RESULT, finish, refuse, submit
 
@@ -194,7 +195,7 @@ def test_health(client: TestClient, services: Services) -> None:
 
 def test_methods(client: TestClient) -> None:
     methods = client.get("/v1/methods").json()["data"]
-    assert [method["name"] for method in methods] == ["elder", "shortgpt"]
+    assert [method["name"] for method in methods] == list(METHODS)
     assert methods[0]["parameters"]["properties"]["gate_penalty"]["description"]
 
 
