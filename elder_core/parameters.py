@@ -106,9 +106,16 @@ class ElderParameters(TrainingParameters):
     gate_optimizer: GateOptimizer = Field(default=GateOptimizer.PROXIMAL, description="How the weights are learnt.")
     gate_loss: Loss = Field(default=Loss.KL, description="What the weights are learnt against.")
     gate_penalty: float = Field(default=0.1, ge=0, le=100, description="λ1, the ℓ1 penalty on the layer weights.")
-    gate_learning_rate: float = Field(default=0.3, gt=0, le=10, description="Step size for the layer weights.")
+    gate_learning_rate: float = Field(default=1.0, gt=0, le=10, description="Step size for the layer weights.")
     gate_steps: int = Field(
-        default=160, ge=1, le=100_000, description="Updates of the layer weights in each round of selection."
+        default=96, ge=1, le=100_000, description="Updates of the layer weights in each round of selection, at most."
+    )
+    gate_patience: int = Field(
+        default=24,
+        ge=0,
+        le=100_000,
+        description="Updates without a change in which layers have the smallest weights, after which learning ends; 0 "
+        "always makes all updates.",
     )
     gate_batch_size: int = Field(default=1, ge=1, le=1024, description="Sequences in one update of the weights.")
     gate_share: float = Field(
@@ -122,7 +129,20 @@ class ElderParameters(TrainingParameters):
         default=None,
         ge=1,
         description="Layers chosen after each round of learning; 1 is the paper's iterative selection, null chooses "
-        "all in one round.",
+        "all in one round, and then searches.",
+    )
+    search_samples: int = Field(
+        default=16,
+        ge=0,
+        le=1_000_000,
+        description="Sequences on which chosen layers are exchanged for others while the loss falls; 0: never.",
+    )
+    search_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass of the search.")
+    search_width: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        description="Layers on each side of the border between chosen and kept that the search may exchange.",
     )
 
     penalty: float = Field(default=0.1, ge=0, le=1000, description="λ2, the weight of the penalty on Δ in stage 2.")
@@ -153,10 +173,23 @@ class BaselineParameters(TrainingParameters):
     scoring_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass.")
 
 
+def _scoring_samples(default: int, how: str) -> Any:
+    """`scoring_samples` of a method that goes through the text more than once."""
+    return Field(
+        default=default, ge=1, le=1_000_000, description=f"Calibration sequences to score on, {how}; null uses all."
+    )
+
+
 class ShortGptParameters(BaselineParameters):
     """ShortGPT: remove the layers of least block influence, 1 − cos(input, output)."""
 
     name: Literal["shortgpt"] = "shortgpt"
+
+
+class UidlParameters(BaselineParameters):
+    """UIDL: remove the block of neighbouring layers between whose input and output the angle is smallest."""
+
+    name: Literal["uidl"] = "uidl"
 
 
 class SlebParameters(BaselineParameters):
@@ -164,17 +197,98 @@ class SlebParameters(BaselineParameters):
 
     name: Literal["sleb"] = "sleb"
 
-    scoring_samples: int | None = Field(
-        default=24,
+    scoring_samples: int | None = _scoring_samples(24, "all of them again for every layer removed")
+
+
+class Criterion(StrEnum):
+    """What Shortened LLaMA ranks layers by."""
+
+    PERPLEXITY = "perplexity"  # of the text without the layer
+    TAYLOR = "taylor"  # Σ |w · ∂loss/∂w| over the layer's matrices; the paper's Taylor+ with protected layers
+
+
+class ShortenedLlamaParameters(BaselineParameters):
+    """Shortened LLaMA: remove the layers without which, one at a time, the text is predicted best, all at once."""
+
+    name: Literal["shortened_llama"] = "shortened_llama"
+
+    criterion: Criterion = Field(default=Criterion.PERPLEXITY, description="What the layers are ranked by.")
+    protect_first: int = Field(default=4, ge=0, le=1000, description="First layers that the taylor criterion keeps.")
+    protect_last: int = Field(default=2, ge=0, le=1000, description="Last layers that the taylor criterion keeps.")
+    scoring_samples: int | None = _scoring_samples(24, "each without every layer in turn")
+
+
+class EvoPressParameters(BaselineParameters):
+    """EvoPress: search for the best set of layers by mutation and selection, measured by KL from the whole model."""
+
+    name: Literal["evopress"] = "evopress"
+
+    generations: int = Field(default=40, ge=1, le=100_000, description="Generations of the search.")
+    offspring: int = Field(default=16, ge=1, le=10_000, description="Mutants in each generation.")
+    first_samples: int = Field(
+        default=2,
         ge=1,
-        le=1_000_000,
-        description="Calibration sequences to score on, all of them again for every layer removed; null uses all.",
+        le=10_000,
+        description="Calibration sequences that all mutants are measured on, new ones each time.",
     )
+    survivors: int = Field(
+        default=2,
+        ge=1,
+        le=10_000,
+        description="Mutants that are measured again, on all scoring samples, like their parent.",
+    )
+    scoring_samples: int | None = _scoring_samples(16, "for the mutants that survive")
+
+
+class ReplaceMeParameters(BaselineParameters):
+    """ReplaceMe: remove the block of least cosine distance and let the layer before it stand in, by least squares."""
+
+    name: Literal["replaceme"] = "replaceme"
+
+    ridge: float = Field(
+        default=1e-3,
+        gt=0,
+        le=1e6,
+        description="Pull of the linear map towards leaving everything as it is, in mean squares of what it maps.",
+    )
+
+
+class PruneCompParameters(BaselineParameters):
+    """Prune&Comp: remove layers of least block influence and make up for the magnitude that they added."""
+
+    name: Literal["prune_comp"] = "prune_comp"
+
+    layers_per_round: int | None = Field(
+        default=1,
+        ge=1,
+        description="Layers chosen before the others are measured again; 1 is the paper's iterative form, null chooses "
+        "all at once.",
+    )
+    scoring_samples: int | None = _scoring_samples(32, "twice for every round")
+
+
+class RandomParameters(TrainingParameters):
+    """Random layers, drawn from the job's seed: what any method must beat."""
+
+    name: Literal["random"] = "random"
+
+
+class LastParameters(TrainingParameters):
+    """The last layers."""
+
+    name: Literal["last"] = "last"
 
 
 MethodParameters = Annotated[
     ElderParameters  # a method more is a line more
     | ShortGptParameters
-    | SlebParameters,
+    | UidlParameters
+    | SlebParameters
+    | ShortenedLlamaParameters
+    | EvoPressParameters
+    | ReplaceMeParameters
+    | PruneCompParameters
+    | RandomParameters
+    | LastParameters,
     Field(discriminator="name"),
 ]

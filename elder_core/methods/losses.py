@@ -43,7 +43,11 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def loss_of(model: PreTrainedModel, ids: Tensor, loss: Loss, wanted: Tensor | None) -> Tensor:
     """The scalar loss of `model` on `ids` `[batch, seq]`; `wanted` are the teacher's logits, which only KL needs."""
-    logits = logits_of(model, ids)
+    return loss_between(logits_of(model, ids), ids, loss, wanted)
+
+
+def loss_between(logits: Tensor, ids: Tensor, loss: Loss, wanted: Tensor | None) -> Tensor:
+    """The scalar loss of `logits` `[batch, seq, vocabulary]`; see `loss_of`."""
     if loss is Loss.CROSS_ENTROPY:
         return next_token_cross_entropy(logits, ids)
     assert wanted is not None, "KL needs the teacher's logits"

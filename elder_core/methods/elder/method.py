@@ -10,6 +10,8 @@ second stage that fades the chosen layers out while it distils. The paper's own 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from elder_core.methods.base import Context, Method, Selection
 from elder_core.methods.elder import selection
 from elder_core.methods.training import Fading, train
@@ -24,7 +26,10 @@ class Elder(Method):
         self.parameters = parameters
 
     def select(self, context: Context, count: int) -> Selection:
-        return selection.select(context, self.parameters, count)
+        return self.select_each(context, (count,))[count]
+
+    def select_each(self, context: Context, counts: Sequence[int]) -> dict[int, Selection]:
+        return selection.select_each(context, self.parameters, counts)
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         parameters = self.parameters

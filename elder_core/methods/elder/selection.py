@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from elder_core.gates import gated
 from elder_core.methods.base import Context, Selection
+from elder_core.methods.elder.search import refine
 from elder_core.methods.losses import loss_of, require_finite, teacher_of
 from elder_core.methods.mathematics import proximal_step, ranking
 from elder_core.parameters import ElderParameters, GateOptimizer, Loss
@@ -40,16 +41,33 @@ class Round:
         )
 
 
-def select(context: Context, parameters: ElderParameters, count: int) -> Selection:
-    """Choose `count` layers in rounds: learn, take the smallest weights, bypass those layers, learn again.
+def select_each(context: Context, parameters: ElderParameters, counts: Sequence[int]) -> dict[int, Selection]:
+    """Choose as many layers as each of `counts` says; one round of learning serves them all.
 
-    A chosen layer keeps the weight that it was chosen by.
+    With `layers_per_round`, what is learnt after the first round depends on what was removed in it, and so each
+    count is a selection of its own.
 
     Raises:
         NonFiniteLoss, Cancelled: see Method.select.
     """
+    if parameters.layers_per_round is not None:
+        return {count: _in_rounds(context, parameters, count, parameters.layers_per_round) for count in counts}
+    with frozen(context.model):
+        context.note_repetition("the layer weights", parameters.gate_steps, parameters.gate_batch_size)
+        found = learn(context, parameters, [], counts=counts)
+        ranked = ranking(found.weights, found.path)
+        return {
+            count: _selection(refine(context, parameters, ranked, count), found.weights, found.points(0))
+            for count in counts
+        }
+
+
+def _in_rounds(context: Context, parameters: ElderParameters, count: int, per_round: int) -> Selection:
+    """Learn, take the smallest weights, bypass those layers, learn again, as the paper does.
+
+    A chosen layer keeps the weight that it was chosen by.
+    """
     layers = len(decoder_layers(context.model))
-    per_round = parameters.layers_per_round or count
     rounds = -(-count // per_round)
     context.note_repetition("the layer weights", rounds * parameters.gate_steps, parameters.gate_batch_size)
     removed: list[int] = []
@@ -57,24 +75,38 @@ def select(context: Context, parameters: ElderParameters, count: int) -> Selecti
     path: list[GatePoint] = []
     with frozen(context.model):
         for number in range(rounds):
-            found = learn(context, parameters, removed, first_step=number * parameters.gate_steps, rounds=rounds)
+            taken = min(per_round, count - len(removed))
+            found = learn(context, parameters, removed, counts=(taken,), number=number, rounds=rounds)
             active = [layer for layer in range(layers) if layer not in removed]
             weights[active] = found.weights[active]
             candidates = [layer for layer in ranking(found.weights, found.path) if layer in active]
-            removed += candidates[: min(per_round, count - len(removed))]
+            removed += candidates[:taken]
             path += found.points(number)
+    return _selection(removed, weights, tuple(path))
+
+
+def _selection(removed: Collection[int], weights: Tensor, path: tuple[GatePoint, ...]) -> Selection:
     return Selection(
         removed=tuple(sorted(removed)),
         weights=tuple(weights.tolist()),
         weight_label="learnt weight, 1 kept to 0 removed",
-        gate_path=tuple(path),
+        gate_path=path,
     )
 
 
-def learn(context: Context, parameters: ElderParameters, bypass: list[int], *, first_step: int, rounds: int) -> Round:
-    """One round: weights from 1 on, of every layer but those in `bypass`, which the model runs without.
+def learn(
+    context: Context,
+    parameters: ElderParameters,
+    bypass: list[int],
+    *,
+    counts: Sequence[int],
+    number: int = 0,
+    rounds: int = 1,
+) -> Round:
+    """Round `number` of `rounds`: weights from 1 on, of every layer but those in `bypass`, which are left out.
 
-    `first_step` is the number of steps of the rounds before, of `rounds` rounds in all.
+    It ends after `gate_steps`, or when the smallest weights have been those of the same layers for `gate_patience`
+    steps, for each of `counts`.
     """
     layers = decoder_layers(context.model)
     weights = torch.ones(len(layers), device=context.device)
@@ -83,8 +115,9 @@ def learn(context: Context, parameters: ElderParameters, bypass: list[int], *, f
     active = [layer for layer in range(len(layers)) if layer not in bypass]
     update = _updater(parameters, weights)
     teacher = teacher_of(context.model) if parameters.gate_loss is Loss.KL else None
-    path, losses = [], []
-    for step in range(first_step, first_step + parameters.gate_steps):
+    path, losses, first = [], [], number * parameters.gate_steps
+    patience = _Patience(parameters.gate_patience, counts, bypass)
+    for step in range(first, first + parameters.gate_steps):
         ids = context.batch(step, parameters.gate_batch_size)
         chosen = dealt(active, parameters.gate_share, seed=context.seed, step=step)
         wanted = teacher(ids) if teacher else None
@@ -96,7 +129,27 @@ def learn(context: Context, parameters: ElderParameters, bypass: list[int], *, f
         losses.append(loss.item())
         mean = float(path[-1][active].mean())
         context.monitor.step(step + 1, rounds * parameters.gate_steps, loss=losses[-1], gate_mean=mean)
+        if patience.ended(path):
+            break
     return Round(path[-1], torch.stack(path), tuple(losses))
+
+
+class _Patience:
+    """Knows when the ranking has settled: the first layers of it have been the same ones for so many steps."""
+
+    def __init__(self, steps: int, counts: Sequence[int], bypass: Collection[int]) -> None:
+        self._steps = steps
+        self._counts = counts
+        self._bypass = bypass
+        self._chosen: list[frozenset[int]] = []
+        self._unchanged = 0
+
+    def ended(self, path: Sequence[Tensor]) -> bool:
+        ranked = [layer for layer in ranking(path[-1], torch.stack(list(path))) if layer not in self._bypass]
+        chosen = [frozenset(ranked[:count]) for count in self._counts]
+        self._unchanged = self._unchanged + 1 if chosen == self._chosen else 0
+        self._chosen = chosen
+        return 0 < self._steps <= self._unchanged
 
 
 @contextmanager

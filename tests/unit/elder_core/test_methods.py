@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -13,13 +14,15 @@ from elder_core.errors import Cancelled, NonFiniteLoss
 from elder_core.methods.base import Context, Method
 from elder_core.methods.elder import selection
 from elder_core.methods.elder.method import Elder
+from elder_core.methods.elder.search import refine
+from elder_core.methods.losses import loss_of
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.monitor import Monitor
 from elder_core.parameters import ElderParameters, Gate, GateOptimizer, Loss, Norm, ShortGptParameters
 from elder_core.registry import METHODS
 from elder_core.surgery import bypassed, decoder_layers
 
-QUICK = ElderParameters(gate_steps=6, gate_batch_size=2, updates=6, batch_size=2)
+QUICK = ElderParameters(gate_steps=6, gate_patience=0, gate_batch_size=2, updates=6, batch_size=2, search_samples=4)
 LONG = QUICK.model_copy(update={"gate_steps": 40, "gate_learning_rate": 0.3, "gate_penalty": 0.2})
 PAPER = QUICK.model_copy(
     update={
@@ -225,3 +228,52 @@ def _distance(dense: PreTrainedModel, model: PreTrainedModel, windows: Tensor, r
     with torch.no_grad(), bypassed(model, removed):
         mine = model(input_ids=windows, use_cache=False).logits
         return float((mine - dense(input_ids=windows, use_cache=False).logits).square().mean())
+
+
+def test_one_round_of_learning_serves_every_depth(tiny_llama: PreTrainedModel) -> None:
+    idle(tiny_llama, 1, 4)
+    found = Elder(LONG).select_each(context_of(tiny_llama), (1, 2, 3))
+    assert {count: len(selection.removed) for count, selection in found.items()} == {1: 1, 2: 2, 3: 3}
+    assert found[2].removed == (1, 4)
+    assert set(found[2].removed) < set(found[3].removed)
+    assert found[1].gate_path == found[2].gate_path == found[3].gate_path
+
+
+def test_learning_ends_when_the_ranking_has_settled(tiny_llama: PreTrainedModel) -> None:
+    idle(tiny_llama, 1, 4)
+    patient = Elder(LONG.model_copy(update={"gate_steps": 200, "gate_patience": 12})).select(context_of(tiny_llama), 2)
+    assert 12 < len(patient.gate_path) < 100
+    assert patient.removed == (1, 4)
+    rounds = Elder(QUICK.model_copy(update={"layers_per_round": 1, "gate_steps": 50, "gate_patience": 3}))
+    assert len(rounds.select(context_of(tiny_llama), 2).gate_path) < 100
+
+
+@pytest.mark.parametrize("gate_loss", list(Loss))
+def test_the_search_mends_a_wrong_ranking(tiny_llama: PreTrainedModel, gate_loss: Loss) -> None:
+    torch.nn.init.normal_(tiny_llama.model.layers[0].mlp.down_proj.weight, std=1.0)
+    idle(tiny_llama, 1, 4)
+    parameters = QUICK.model_copy(update={"search_samples": 8, "gate_loss": gate_loss})
+    wrong = [1, 3, 2, 4, 5, 0]
+    if gate_loss is Loss.KL:
+        assert refine(context_of(tiny_llama), parameters, wrong, 2) == {1, 4}
+    losses = [
+        _set_loss(tiny_llama, layers, gate_loss)
+        for layers in ({1, 3}, refine(context_of(tiny_llama), parameters, wrong, 2))
+    ]
+    assert losses[1] < losses[0]
+    unsearched = parameters.model_copy(update={"search_samples": 0})
+    assert refine(context_of(tiny_llama), unsearched, wrong, 2) == {1, 3}
+
+
+def test_the_search_looks_at_no_more_than_its_width_on_each_side(tiny_llama: PreTrainedModel) -> None:
+    idle(tiny_llama, 1, 4)
+    narrow = QUICK.model_copy(update={"search_width": 1, "search_samples": 8})
+    assert 4 not in refine(context_of(tiny_llama), narrow, [1, 3, 2, 5, 4, 0], 2)
+
+
+def _set_loss(model: PreTrainedModel, layers: Collection[int], loss: Loss) -> float:
+    windows = context_of(model).windows
+    with torch.no_grad():
+        wanted = model(input_ids=windows, use_cache=False).logits
+        with bypassed(model, layers):
+            return loss_of(model, windows, loss, wanted).item()
