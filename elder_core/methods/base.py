@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,8 @@ class Context:
 class Selection:
     """`removed`, ascending, and the `weights` of all layers, small meaning removable, that they were chosen by.
 
-    `weights` is None where the caller named the layers. `weight_label` says in a few words what a weight is.
+    `weights` is None where there are none: the caller named the layers, or the method judges sets of layers only.
+    `weight_label` says in a few words what a weight is.
     """
 
     removed: tuple[int, ...]
@@ -80,6 +82,21 @@ class Method(ABC):
             NonFiniteLoss: the loss became NaN or infinite.
             Cancelled: the caller ended the run.
         """
+
+    def select_each(self, context: Context, counts: Sequence[int]) -> dict[int, Selection]:
+        """Choose layers for each of `counts`, as `select` would for each. The model is afterwards as it was.
+
+        A method that can rank all layers by learning once has a `select_each` of its own.
+
+        Raises:
+            NonFiniteLoss, Cancelled: see select.
+        """
+        return {count: self.select(context, count) for count in counts}
+
+    @property
+    def learns_once(self) -> bool:
+        """Whether `select_each` costs about as much for many counts as for one."""
+        return type(self).select_each is not Method.select_each
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         """Train the model so that it does without the layers `removed`. A method that only selects does nothing.

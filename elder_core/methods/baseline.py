@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -57,6 +57,24 @@ class ScoringBaseline(Baseline[S]):
             yield batch.to(context.device)
             done += len(batch)
             context.monitor.step(done, passes * len(windows))
+
+    def mean_over_windows(
+        self, context: Context, score: Callable[[Tensor], Tensor], *, number: int = 0, passes: int = 1
+    ) -> Tensor:
+        """Mean over all windows, in float64 on the CPU, of what `score` answers to a batch `[size, length]`.
+
+        `number` and `passes` are those of scoring_batches.
+
+        Raises:
+            Cancelled: the caller ended the run.
+        """
+        samples = len(self.scoring_windows(context))
+        total: Tensor | None = None
+        for batch in self.scoring_batches(context, number=number, passes=passes):
+            share = len(batch) / samples * score(batch).double().cpu()
+            total = share if total is None else total.add_(share)
+        assert total is not None, "a run has at least one window"
+        return total
 
 
 def lowest(scores: Sequence[float], count: int, label: str) -> Selection:

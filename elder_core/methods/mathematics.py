@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +57,39 @@ def delta_norm(x: Tensor, y: Tensor, *, norm: Norm) -> Tensor:
 def block_influence(x: Tensor, y: Tensor) -> Tensor:
     """1 − mean over tokens of cos(x, y) (ShortGPT, arXiv 2403.03853, eq. 1). Both `[batch, seq, hidden]`."""
     return 1 - functional.cosine_similarity(x.float(), y.float(), dim=-1).mean()
+
+
+def angular_distance(x: Tensor, y: Tensor) -> Tensor:
+    """The angle between x and y, from 0 to 1 for half a turn (arXiv 2403.17887). `[..., hidden]` to `[...]`."""
+    cosine = functional.cosine_similarity(x.float(), y.float(), dim=-1)
+    return torch.arccos(cosine.clamp(-1, 1)) / math.pi
+
+
+def magnitude_ratio(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over tokens of ‖y‖₂ / ‖x‖₂, a scalar. Both `[batch, seq, hidden]`.
+
+    A mean of ratios, not a ratio of means: the first token's norm is often hundreds of times the others'.
+    """
+    before, after = (torch.linalg.vector_norm(state.float(), dim=-1) for state in (x, y))
+    return torch.mean(after / before.clamp(min=SMALLEST))
+
+
+def taylor_importance(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> float:
+    """Σ |w · ∂loss/∂w|: the first-order change of the loss were each weight alone set to 0 (arXiv 2402.02834)."""
+    return sum((w.detach() * g).abs().double().sum().item() for w, g in zip(weights, gradients, strict=True))
+
+
+def ridge_map(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """The D `[hidden, hidden]` that makes ‖M·D − Y‖² + ρ·‖D‖² smallest.
+
+    Of M and Y, both `[tokens, hidden]`, it needs only `gram` = Mᵀ·M and `cross` = Mᵀ·Y, both `[hidden, hidden]`. ρ is
+    `ridge` times the mean of ‖m‖² over M's columns m, so that `ridge` means the same at any scale and for any number of
+    tokens.
+    """
+    amount = ridge * gram.diagonal().mean().clamp(min=SMALLEST)
+    pulled = gram + amount * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    change: Tensor = torch.linalg.solve(pulled, cross)
+    return change
 
 
 def annealed_gate(share: float, fraction: float) -> float:

@@ -60,16 +60,18 @@ class Prefix:
             return logits_of(self._model, self._ids)
 
 
-def losses_without_each(
+def rises_without_each(
     model: PreTrainedModel, ids: Tensor, candidates: Sequence[int], removed: Collection[int] = ()
 ) -> Tensor:
-    """Mean cross-entropy in nats `[candidates]`, on the CPU, of `ids` `[batch, seq]` without one more layer each.
+    """How much the mean cross-entropy in nats of `ids` `[batch, seq]` rises without one more layer each.
 
-    The layers `removed` are out every time. Of L layers L² / 2 are computed instead of L².
+    `[candidates]`. It rises from that of the model without the layers `removed`, which are out every time.
+    Of L layers L² / 2 are computed instead of L².
     """
     prefix = Prefix(model, ids, removed)
-    losses = [next_token_cross_entropy(prefix.logits({*removed, layer}), ids) for layer in candidates]
-    return torch.stack(losses).double().cpu()
+    sets = [set(removed), *({*removed, layer} for layer in candidates)]
+    losses = torch.stack([next_token_cross_entropy(prefix.logits(layers), ids) for layers in sets])
+    return losses[1:] - losses[0]
 
 
 def _output(_: Tensor, y: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from elder_core.devices import autocast
 from elder_core.gates import observed
@@ -18,11 +19,12 @@ class ShortGpt(ScoringBaseline[ShortGptParameters]):
 
     def select(self, context: Context, count: int) -> Selection:
         layers = decoder_layers(context.model)
-        total = torch.zeros(len(layers), dtype=torch.float64)
-        samples = len(self.scoring_windows(context))
         with observed(layers, block_influence, range(len(layers))) as seen:
-            for batch in self.scoring_batches(context):
+
+            def influences(batch: Tensor) -> Tensor:
                 with torch.no_grad(), autocast(context.device):
                     context.model(input_ids=batch, use_cache=False, logits_to_keep=1)
-                total += torch.stack([seen[layer] for layer in range(len(layers))]).double().cpu() * len(batch)
-        return lowest((total / samples).tolist(), count, "block influence, 1 − cos(input, output)")
+                return torch.stack([seen[layer] for layer in range(len(layers))])
+
+            mean = self.mean_over_windows(context, influences)
+        return lowest(mean.tolist(), count, "block influence, 1 − cos(input, output)")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from functools import partial
 
 from elder_core.methods.base import Context, Selection
 from elder_core.methods.baseline import ScoringBaseline, require_numbers
-from elder_core.methods.prefix import losses_without_each
+from elder_core.methods.prefix import rises_without_each
 from elder_core.parameters import SlebParameters
 from elder_core.surgery import decoder_layers
 
@@ -20,20 +19,14 @@ class Sleb(ScoringBaseline[SlebParameters]):
         weights = [0.0] * len(candidates)
         removed: list[int] = []
         for number in range(count):
-            losses = self._losses(context, candidates, removed, number, count).tolist()
-            require_numbers(losses)
-            for layer, loss in zip(candidates, losses, strict=True):
-                weights[layer] = loss
-            removed.append(candidates.pop(losses.index(min(losses))))
+            score = partial(rises_without_each, context.model, candidates=candidates, removed=removed)
+            rises = self.mean_over_windows(context, score, number=number, passes=count).tolist()
+            require_numbers(rises)
+            for layer, rise in zip(candidates, rises, strict=True):
+                weights[layer] = rise
+            removed.append(candidates.pop(rises.index(min(rises))))
         return Selection(
             removed=tuple(sorted(removed)),
             weights=tuple(weights),
-            weight_label="cross-entropy without the layer, when last tried",
+            weight_label="rise of cross-entropy without the layer, when last tried",
         )
-
-    def _losses(self, context: Context, candidates: list[int], removed: list[int], number: int, rounds: int) -> Tensor:
-        """Cross-entropy `[candidates]` without one more layer each, the mean over all windows."""
-        total = torch.zeros(len(candidates), dtype=torch.float64)
-        for batch in self.scoring_batches(context, number=number, passes=rounds):
-            total += len(batch) * losses_without_each(context.model, batch, candidates, removed)
-        return total / len(self.scoring_windows(context))

@@ -10,15 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elder_core.methods.mathematics import (
+    angular_distance,
     annealed_gate,
     block_influence,
     delta_norm,
     kl_divergence,
     learning_rate_at,
+    magnitude_ratio,
     next_token_cross_entropy,
     proximal_step,
     ranking,
+    ridge_map,
     soft_threshold,
+    taylor_importance,
 )
 from elder_core.parameters import Norm
 
@@ -89,3 +93,35 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_without_reaching_0(update
 def test_ranking_breaks_ties_by_the_path() -> None:
     path = torch.tensor([[0.9, 0.5, 0.8, 0.2], [0.4, 0.0, 0.5, 0.1], [0.0, 0.0, 0.0, 0.3]])
     assert ranking(path[-1], path) == [1, 0, 2, 3]
+
+
+def test_angular_distance_is_a_share_of_half_a_turn() -> None:
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 2.0], [1.0, 1.0]])
+    y = torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 1.0], [-2.0, -2.0]])
+    torch.testing.assert_close(angular_distance(x, y), torch.tensor([0, 1 / 2, 1 / 4, 1.0]), atol=1e-3, rtol=0)
+
+
+def test_magnitude_ratio_is_a_mean_of_ratios() -> None:
+    x = torch.tensor([[[3.0, 4.0], [100.0, 0.0]]])
+    y = torch.tensor([[[0.0, 10.0], [0.0, 100.0]]])
+    assert magnitude_ratio(x, y).item() == pytest.approx((10 / 5 + 1) / 2)
+
+
+def test_taylor_importance_adds_up_the_sizes_of_products() -> None:
+    weights = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0]])]
+    gradients = [torch.tensor([[0.5, 0.25]]), torch.tensor([[-2.0]])]
+    assert taylor_importance(weights, gradients) == pytest.approx(0.5 + 0.5 + 6)
+
+
+def test_ridge_map_without_pull_is_least_squares() -> None:
+    m = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
+    wanted = torch.tensor([[2.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    found = ridge_map(m.T @ m, m.T @ (m @ wanted), 1e-12)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_ridge_map_is_pulled_to_nothing() -> None:
+    gram, cross = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[4.0, 0.0], [0.0, 10.0]])
+    # the columns' mean is 2, so 2 · ½ is added to 1 and 3
+    torch.testing.assert_close(ridge_map(gram, cross, 0.5), torch.tensor([[2.0, 0.0], [0.0, 2.5]]))
+    torch.testing.assert_close(ridge_map(torch.zeros(2, 2), torch.zeros(2, 2), 1e-3), torch.zeros(2, 2))
