@@ -1,0 +1,112 @@
+"""EvoPress (arXiv 2410.14649): an evolutionary search over sets of layers (algorithm 1).
+
+One parent; each generation its mutants swap a few removed layers with kept ones (level-switch mutation). All mutants
+are measured on a little text, the best of them on more, and the best of those takes the parent's place if it is
+better (multi-step selection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elder_core.methods.base import Context, Selection
+from elder_core.methods.baseline import ScoringBaseline, require_numbers
+from elder_core.methods.losses import teacher_of
+from elder_core.methods.mathematics import kl_divergence
+from elder_core.methods.prefix import Prefix
+from elder_core.parameters import EvoPressParameters
+from elder_core.surgery import decoder_layers
+
+Layers = frozenset[int]
+MOST_SWAPS = 3
+TRIES = 20  # draws for each mutant that is wanted, before there is taken to be none left
+
+
+@dataclass
+class _Search:
+    """Where a search stands: its random numbers, and the KL of each set that was measured on all scoring samples."""
+
+    layers: int
+    random: np.random.Generator
+    measured: dict[Layers, float] = field(default_factory=dict)
+
+    @property
+    def parent(self) -> Layers:
+        """The best set so far; at the very beginning the whole model."""
+        return min(self.measured, key=lambda layers: (self.measured[layers], sorted(layers)), default=frozenset())
+
+
+class EvoPress(ScoringBaseline[EvoPressParameters]):
+    """Fitness is KL(whole model ‖ model without the layers). The first parent is the best of as many random sets."""
+
+    def select(self, context: Context, count: int) -> Selection:
+        parameters = self.parameters
+        search = _Search(len(decoder_layers(context.model)), np.random.default_rng([context.seed]))
+        drawn = [drawn_at_random(search.layers, count, search.random) for _ in range(parameters.offspring)]
+        self._measure(context, search, self._promising(context, search, drawn, 0)[:1])
+        for generation in range(1, parameters.generations + 1):
+            mutants = self._mutants(search)
+            if mutants:
+                survivors = self._promising(context, search, mutants, generation)[: parameters.survivors]
+                self._measure(context, search, survivors)
+            context.monitor.step(generation, parameters.generations, loss=search.measured[search.parent])
+        return Selection(
+            removed=tuple(sorted(search.parent)),
+            weights=None,
+            weight_label=f"layers found by a search; KL divergence {search.measured[search.parent]:.4g}",
+        )
+
+    def _mutants(self, search: _Search) -> list[Layers]:
+        """Different mutants of the parent, none of them measured before; fewer where they run out."""
+        found: dict[Layers, None] = {}
+        for _ in range(TRIES * self.parameters.offspring):
+            mutant = mutated(search.parent, search.layers, search.random)
+            if mutant not in search.measured:
+                found[mutant] = None
+            if len(found) == self.parameters.offspring:
+                break
+        return list(found)
+
+    def _promising(self, context: Context, search: _Search, sets: Sequence[Layers], step: int) -> list[Layers]:
+        """`sets` by KL on the few windows of this step, the best first."""
+        ids = context.batch(step, self.parameters.first_samples)
+        divergences = kl_without(context, ids, sets, search.parent).tolist()
+        require_numbers(divergences)
+        return [sets[place] for place in np.argsort(divergences, kind="stable")]
+
+    def _measure(self, context: Context, search: _Search, sets: Sequence[Layers]) -> None:
+        """KL of `sets` on all scoring windows."""
+        windows = self.scoring_windows(context)
+        total = torch.zeros(len(sets), dtype=torch.float64)
+        for batch in torch.split(windows, self.parameters.scoring_batch_size):
+            total += len(batch) * kl_without(context, batch.to(context.device), sets, search.parent)
+            context.monitor.check_cancelled()
+        search.measured.update(zip(sets, (total / len(windows)).tolist(), strict=True))
+
+
+def drawn_at_random(layers: int, count: int, random: np.random.Generator) -> Layers:
+    """`count` of `layers`, every set as likely as any other."""
+    return frozenset(random.choice(layers, count, replace=False).tolist())
+
+
+def mutated(removed: Layers, layers: int, random: np.random.Generator) -> Layers:
+    """`removed` with one to three of it swapped for others of `layers`; fewer swaps are likelier than many."""
+    kept = [layer for layer in range(layers) if layer not in removed]
+    swaps = min(*random.integers(1, MOST_SWAPS + 1, size=2), len(removed), len(kept))
+    out = random.choice(sorted(removed), swaps, replace=False).tolist()
+    return (removed - set(out)) | set(random.choice(kept, swaps, replace=False).tolist())
+
+
+def kl_without(context: Context, ids: Tensor, sets: Sequence[Layers], like: Layers) -> Tensor:
+    """KL from the whole model `[sets]`, on the CPU, of the model without each set, on `ids` `[batch, seq]`.
+
+    What the sets have in common with the set `like` at the beginning of the model is computed once.
+    """
+    whole = teacher_of(context.model)(ids)
+    prefix = Prefix(context.model, ids, like)
+    return torch.stack([kl_divergence(prefix.logits(layers), whole) for layers in sets]).double().cpu()
