@@ -36,6 +36,9 @@ class Architecture:
     its `ModuleList` of decoder layers. The other fields name config fields as `config.json` writes them:
     `count` the number of layers, `hidden` the width, `positions` the longest sequence (None: no limit).
     `per_layer` are lists with one entry for each layer. `thresholds` are layer indices from which on layers differ.
+    `writers` are the attribute paths, within a decoder layer, of the two matrices whose outputs, scaled by nothing, are
+    added to the hidden state: attention's and, last, the MLP's. `plain_stream` are settings, and the values that they
+    must have for that to be all that happens to it until the final norm.
     `refusals` are settings under which removing a layer would change the layers that stay. `obsolete` are patterns of
     tensors that old checkpoints hold and that mean nothing any more.
     """
@@ -47,6 +50,8 @@ class Architecture:
     hidden: str = "hidden_size"
     positions: str | None = "max_position_embeddings"
     per_layer: tuple[str, ...] = ("layer_types",)
+    writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    plain_stream: tuple[tuple[str, object], ...] = ()
     thresholds: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
     obsolete: tuple[str, ...] = ()
@@ -66,6 +71,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             count="n_layer",
             hidden="n_embd",
             positions="n_positions",
+            writers=("attn.c_proj", "mlp.c_proj"),
             refusals=(
                 *COMMON_REFUSALS,
                 Refusal(
@@ -75,8 +81,19 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
             obsolete=(r"\.attn\.masked_bias$",),  # once the number that masked
         ),
-        Architecture("gpt_neox", "GPTNeoXForCausalLM", "gpt_neox.layers"),
-        Architecture("opt", "OPTForCausalLM", "model.decoder.layers"),
+        Architecture(
+            "gpt_neox",
+            "GPTNeoXForCausalLM",
+            "gpt_neox.layers",
+            writers=("attention.dense", "mlp.dense_4h_to_h"),
+        ),
+        Architecture(
+            "opt",
+            "OPTForCausalLM",
+            "model.decoder.layers",
+            writers=("self_attn.out_proj", "fc2"),
+            plain_stream=(("do_layer_norm_before", True), ("_remove_final_layer_norm", False)),
+        ),
     )
 }
 

@@ -1,0 +1,65 @@
+"""What layers add to the hidden state, changed by their weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from elder_core.architectures.table import ARCHITECTURES
+from elder_core.errors import UnsupportedArchitecture
+from elder_core.stream import map_output, require_plain_stream, scale_output, writers
+from elder_core.surgery import bypassed
+from tests.unit.elder_core.conftest import MakeTiny
+
+IDS = torch.randint(1, 257, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    found: Tensor = model(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_layer_whose_writers_say_nothing_is_the_identity(make_tiny: MakeTiny, model_type: str) -> None:
+    model = make_tiny(model_type)
+    with bypassed(model, [2]):
+        expected = logits(model)
+    for module in writers(model, 2):
+        scale_output(module, 0.0)
+    torch.testing.assert_close(logits(model), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_an_output_is_mapped(kind: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    module: nn.Module = nn.Linear(3, 2, bias=bias) if kind == "linear" else Conv1D(2, 3)
+    if kind == "conv1d":
+        nn.init.normal_(module.bias)
+    x, matrix = torch.randn(4, 3), torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    before = module(x)
+    map_output(module, matrix)
+    torch.testing.assert_close(module(x), before @ matrix)
+    scale_output(module, 0.5)
+    torch.testing.assert_close(module(x), before @ matrix / 2)
+
+
+def test_both_writers_stay_parameters_of_their_type(make_tiny: MakeTiny) -> None:
+    model = make_tiny("gpt_neox").to(torch.bfloat16)
+    for module in writers(model, 0):
+        map_output(module, torch.eye(32))
+        assert isinstance(module.weight, nn.Parameter)
+        assert module.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "config", [{"do_layer_norm_before": False}, {"_remove_final_layer_norm": True}], ids=["norm after", "no final norm"]
+)
+def test_a_stream_that_is_more_than_a_sum_is_refused(make_tiny: MakeTiny, config: dict[str, bool]) -> None:
+    (name,) = config
+    with pytest.raises(UnsupportedArchitecture, match=f"sets {name}"):
+        require_plain_stream(make_tiny("opt", **config))
