@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from elder_core.errors import UnknownMethod
-from elder_core.parameters import PAPER, ElderParameters, ShortGptParameters, SlebParameters, Strict
+from elder_core.parameters import (
+    PAPER,
+    ElderParameters,
+    EvoPressParameters,
+    LastParameters,
+    PruneCompParameters,
+    RandomParameters,
+    ReplaceMeParameters,
+    ShortenedLlamaParameters,
+    ShortGptParameters,
+    SlebParameters,
+    Strict,
+    UidlParameters,
+)
 
 if TYPE_CHECKING:
     from elder_core.methods.base import Method
@@ -33,18 +46,32 @@ class MethodEntry:
         return cast("type[Method]", getattr(importlib.import_module(module), name))
 
 
+CODE = "elder_core.methods"
+ARXIV = "https://arxiv.org/abs"
+
 METHODS: dict[str, MethodEntry] = {
     entry.name: entry
     for entry in (
-        MethodEntry("elder", "ELDeR", ElderParameters, "elder_core.methods.elder.method:Elder", PAPER),
+        MethodEntry("elder", "ELDeR", ElderParameters, f"{CODE}.elder.method:Elder", PAPER),
+        MethodEntry("shortgpt", "ShortGPT", ShortGptParameters, f"{CODE}.shortgpt:ShortGpt", f"{ARXIV}/2403.03853"),
+        MethodEntry("uidl", "UIDL", UidlParameters, f"{CODE}.uidl:Uidl", f"{ARXIV}/2403.17887"),
+        MethodEntry("sleb", "SLEB", SlebParameters, f"{CODE}.sleb:Sleb", f"{ARXIV}/2402.09025"),
         MethodEntry(
-            "shortgpt",
-            "ShortGPT",
-            ShortGptParameters,
-            "elder_core.methods.shortgpt:ShortGpt",
-            "https://arxiv.org/abs/2403.03853",
+            "shortened_llama",
+            "Shortened LLaMA",
+            ShortenedLlamaParameters,
+            f"{CODE}.shortened_llama:ShortenedLlama",
+            f"{ARXIV}/2402.02834",
         ),
-        MethodEntry("sleb", "SLEB", SlebParameters, "elder_core.methods.sleb:Sleb", "https://arxiv.org/abs/2402.09025"),
+        MethodEntry("evopress", "EvoPress", EvoPressParameters, f"{CODE}.evopress:EvoPress", f"{ARXIV}/2410.14649"),
+        MethodEntry(
+            "replaceme", "ReplaceMe", ReplaceMeParameters, f"{CODE}.replaceme:ReplaceMe", f"{ARXIV}/2505.02819"
+        ),
+        MethodEntry(
+            "prune_comp", "Prune&Comp", PruneCompParameters, f"{CODE}.prune_comp:PruneComp", f"{ARXIV}/2507.18212"
+        ),
+        MethodEntry("random", "Random", RandomParameters, f"{CODE}.fixed:Random", f"{ARXIV}/2411.15558"),
+        MethodEntry("last", "Last layers", LastParameters, f"{CODE}.fixed:Last", f"{ARXIV}/2411.15558"),
     )
 }
 
