@@ -251,6 +251,7 @@ class ReplaceMeParameters(BaselineParameters):
         le=1e6,
         description="Pull of the linear map towards leaving everything as it is, in mean squares of what it maps.",
     )
+    scoring_samples: int | None = _scoring_samples(128, "once for the choice and once for the map")
 
 
 class PruneCompParameters(BaselineParameters):
