@@ -1,4 +1,4 @@
-"""The process that those of the jobs are forked from: torch is loaded in it, so a job starts in a fraction of a second."""
+"""The process that those of the jobs are forked from: it has torch loaded, so a job starts in no time."""
 
 from __future__ import annotations
 
