@@ -139,10 +139,7 @@ class ElderParameters(TrainingParameters):
     )
     search_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass of the search.")
     search_width: int = Field(
-        default=3,
-        ge=0,
-        le=100,
-        description="Layers on each side of the border between chosen and kept that the search may exchange.",
+        default=2, ge=0, le=100, description="Chosen layers whose return is tried in one step of the search."
     )
 
     penalty: float = Field(default=0.1, ge=0, le=1000, description="λ2, the weight of the penalty on Δ in stage 2.")
@@ -208,7 +205,7 @@ class Criterion(StrEnum):
 
 
 class ShortenedLlamaParameters(BaselineParameters):
-    """Shortened LLaMA: remove the layers without which, one at a time, the text is predicted best, all at once."""
+    """Shortened LLaMA: try the model without each of its layers once, and remove those that it misses least."""
 
     name: Literal["shortened_llama"] = "shortened_llama"
 
@@ -275,7 +272,7 @@ class RandomParameters(TrainingParameters):
 
 
 class LastParameters(TrainingParameters):
-    """The last layers."""
+    """Last layers: remove those next to the output, whatever they do."""
 
     name: Literal["last"] = "last"
 

@@ -1,4 +1,4 @@
-"""After stage 1: exchange chosen layers for others near the border while the model without them gets better."""
+"""After stage 1: exchange chosen layers for others while the model without them comes nearer to the whole one."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Sequence
 import torch
 
 from elder_core.methods.base import Context
-from elder_core.methods.losses import Teacher, loss_between, teacher_of
+from elder_core.methods.losses import loss_between, teacher_of
 from elder_core.methods.prefix import Prefix
 from elder_core.parameters import ElderParameters, Loss
 
-MOST_PASSES = 8
+MOST_EXCHANGES = 16
 Layers = frozenset[int]
 
 
 def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int], count: int) -> Layers:
-    """The first `count` of the layers `ranked` (most removable first), improved by the best exchange at a time.
+    """The first `count` of the layers `ranked` (most removable first), improved by one exchange after the other.
 
     A learnt weight says what a layer is worth beside whole neighbours, not without the other chosen ones; the loss of
-    the set itself does. Only the last chosen and the first not chosen are candidates, `search_width` of each, so that a
-    pass costs at most its square of forward passes, each begun where the set first differs.
+    the set itself does. An exchange gives back the layer whose return helps most, and takes the one that is then
+    missed least: of L layers, L forward passes instead of the count · (L − count) of all exchanges, each begun where
+    the set first differs. If it takes the same layer again, the next best return is tried, `search_width` in all.
 
     Raises:
         Cancelled: the caller ended the run.
@@ -29,39 +30,55 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
     chosen = frozenset(ranked[:count])
     if not parameters.search_samples or not parameters.search_width:
         return chosen
-    teacher = teacher_of(context.model) if parameters.gate_loss is Loss.KL else None
-    known: dict[Layers, float] = {}
-    for _ in range(MOST_PASSES):
-        wanted = [chosen, *_exchanges(chosen, ranked, parameters.search_width)]
-        missing = [layers for layers in wanted if layers not in known]
-        known.update(zip(missing, _losses(context, parameters, chosen, missing, teacher), strict=True))
-        best = min(wanted, key=lambda layers: (known[layers], sorted(layers)))
-        if known[best] >= known[chosen]:
-            return chosen
-        chosen = best
+    losses = _Losses(context, parameters)
+    for _ in range(MOST_EXCHANGES):
+        better = _exchanged(chosen, ranked, parameters.search_width, losses)
+        if better is None:
+            break
+        chosen = better
     return chosen
 
 
-def _exchanges(chosen: Layers, ranked: Sequence[int], width: int) -> list[Layers]:
-    """Every set with one of the last `width` chosen exchanged for one of the first `width` that are not."""
-    leaving = [layer for layer in ranked if layer in chosen][-width:]
-    coming = [layer for layer in ranked if layer not in chosen][:width]
-    return [chosen - {old} | {new} for old in leaving for new in coming]
+def _exchanged(chosen: Layers, ranked: Sequence[int], width: int, losses: _Losses) -> Layers | None:
+    """`chosen` with one layer exchanged for a lower loss; None if none of those tried has one."""
+    returns = losses.ascending(chosen, [chosen - {layer} for layer in ranked if layer in chosen])
+    for returned in returns[:width]:
+        best = losses.ascending(returned, [returned | {layer} for layer in ranked if layer not in returned])[0]
+        if losses.known[best] < losses.known[chosen]:
+            return best
+    return None
 
 
-def _losses(
-    context: Context, parameters: ElderParameters, base: Layers, sets: Sequence[Layers], teacher: Teacher | None
-) -> list[float]:
-    """Mean loss of the model without each of `sets`; what they share with `base` at the beginning is computed once."""
-    windows = context.windows[-parameters.search_samples :]
-    total = torch.zeros(len(sets), dtype=torch.float64)
-    for batch in torch.split(windows, parameters.search_batch_size):
-        ids = batch.to(context.device)
-        wanted = None if teacher is None else teacher(ids)
-        prefix = Prefix(context.model, ids, base)
-        for index, layers in enumerate(sets):
-            loss = loss_between(prefix.logits(layers), ids, parameters.gate_loss, wanted)
-            total[index] += loss.double().nan_to_num(math.inf).item() * len(batch) / len(windows)
-            context.monitor.check_cancelled()
-    found: list[float] = total.tolist()
-    return found
+class _Losses:
+    """Mean loss of the model without a set of layers, on the windows of the search; each is computed once."""
+
+    def __init__(self, context: Context, parameters: ElderParameters) -> None:
+        self.known: dict[Layers, float] = {}
+        self._context = context
+        self._loss = parameters.gate_loss
+        self._windows = context.windows[-parameters.search_samples :]
+        self._batch_size = parameters.search_batch_size
+        self._teacher = teacher_of(context.model) if self._loss is Loss.KL else None
+
+    def ascending(self, base: Layers, sets: Sequence[Layers]) -> list[Layers]:
+        """`sets` by loss; what they share with `base` at the beginning of the model is computed once.
+
+        Of two that are equal the earlier comes first.
+        """
+        missing = [layers for layers in sets if layers not in self.known]
+        if missing:
+            self.known.update(zip(missing, self._compute(base, missing), strict=True))
+        return sorted(sets, key=lambda layers: self.known[layers])
+
+    def _compute(self, base: Layers, sets: Sequence[Layers]) -> list[float]:
+        total = torch.zeros(len(sets), dtype=torch.float64)
+        for batch in torch.split(self._windows, self._batch_size):
+            ids = batch.to(self._context.device)
+            wanted = None if self._teacher is None else self._teacher(ids)
+            prefix = Prefix(self._context.model, ids, base)
+            for index, layers in enumerate(sets):
+                self._context.monitor.check_cancelled()
+                loss = loss_between(prefix.logits(layers), ids, self._loss, wanted)
+                total[index] += loss.double().nan_to_num(math.inf).item() * len(batch) / len(self._windows)
+        found: list[float] = total.tolist()
+        return found

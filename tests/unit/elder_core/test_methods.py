@@ -16,6 +16,7 @@ from elder_core.methods.elder import selection
 from elder_core.methods.elder.method import Elder
 from elder_core.methods.elder.search import refine
 from elder_core.methods.losses import loss_of
+from elder_core.methods.prefix import Prefix
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.monitor import Monitor
 from elder_core.parameters import ElderParameters, Gate, GateOptimizer, Loss, Norm, ShortGptParameters
@@ -265,10 +266,21 @@ def test_the_search_mends_a_wrong_ranking(tiny_llama: PreTrainedModel, gate_loss
     assert refine(context_of(tiny_llama), unsearched, wrong, 2) == {1, 3}
 
 
-def test_the_search_looks_at_no_more_than_its_width_on_each_side(tiny_llama: PreTrainedModel) -> None:
+def test_the_search_computes_no_set_twice_and_not_all(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     idle(tiny_llama, 1, 4)
-    narrow = QUICK.model_copy(update={"search_width": 1, "search_samples": 8})
-    assert 4 not in refine(context_of(tiny_llama), narrow, [1, 3, 2, 5, 4, 0], 2)
+    seen: list[frozenset[int]] = []
+    logits = Prefix.logits
+
+    def noted(self: Prefix, removed: Collection[int]) -> Tensor:
+        seen.append(frozenset(removed))
+        return logits(self, removed)
+
+    monkeypatch.setattr(Prefix, "logits", noted)
+    parameters = QUICK.model_copy(update={"search_samples": 4, "search_batch_size": 4})
+    assert refine(context_of(tiny_llama), parameters, [5, 3, 0, 1, 2, 4], 2) == {1, 4}
+    assert len(seen) == len(set(seen)) < 21  # of 15 pairs and 6 single layers
 
 
 def _set_loss(model: PreTrainedModel, layers: Collection[int], loss: Loss) -> float:
