@@ -111,7 +111,7 @@ class ElderParameters(TrainingParameters):
         default=96, ge=1, le=100_000, description="Updates of the layer weights in each round of selection, at most."
     )
     gate_patience: int = Field(
-        default=24,
+        default=16,
         ge=0,
         le=100_000,
         description="Updates without a change in which layers have the smallest weights, after which learning ends; 0 "
@@ -132,24 +132,35 @@ class ElderParameters(TrainingParameters):
         "all in one round, and then searches.",
     )
     search_samples: int = Field(
-        default=16,
+        default=8,
         ge=0,
         le=1_000_000,
         description="Sequences on which chosen layers are exchanged for others while the loss falls; 0: never.",
+    )
+    search_border: int = Field(
+        default=5,
+        ge=1,
+        le=10_000,
+        description="Layers that the search may exchange: so many of the last chosen, and of the first kept.",
     )
     search_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass of the search.")
     search_width: int = Field(
         default=2, ge=0, le=100, description="Chosen layers whose return is tried in one step of the search."
     )
 
-    penalty: float = Field(default=0.1, ge=0, le=1000, description="λ2, the weight of the penalty on Δ in stage 2.")
+    penalty: float = Field(
+        default=0.1,
+        ge=0,
+        le=1000,
+        description="λ2, the weight of the penalty on Δ in stage 2, for as long as the chosen layers are computed.",
+    )
     norm: Norm = Field(default=Norm.RELATIVE, description="Norm of Δ in that penalty.")
-    anneal_fraction: float = Field(
-        default=0.25,
+    anneal_fraction: float | None = Field(
+        default=None,
         ge=0,
         le=1,
         description="Share of stage 2 over which the chosen layers' weights fall from 1 to 0; 0 leaves them at 1, as "
-        "the paper does.",
+        "the paper does, and null takes them out from the first update on, which costs least and is as good.",
     )
     default_tokens: ClassVar[int] = 250_000
     tokens: int | None = Field(

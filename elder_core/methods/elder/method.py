@@ -1,11 +1,13 @@
 """ELDeR: learn a weight for every layer, regularise the least important towards the identity, remove them.
 
 After arXiv 2505.18232. The defaults depart from the paper where measurement favours it (see docs/log.md): weights on
-the residual branch learnt by proximal steps against the unpruned model's distribution, half of them at a time, and a
-second stage that fades the chosen layers out while it distils. The paper's own wording is reached by parameters alone:
+the residual branch learnt by proximal steps against the unpruned model's distribution, half of them at a time; a
+search that corrects the choice by whole sets; and a second stage that distils without the chosen layers from its first
+update on, which at the same operations is as good as letting them fade. The paper's own wording is a matter of
+parameters:
 
     gate=output  gate_optimizer=adam  gate_loss=cross_entropy  gate_penalty=5e-3  gate_share=1  layers_per_round=1
-    loss=cross_entropy  norm=l2  penalty=1e-3  anneal_fraction=0
+    search_samples=0  loss=cross_entropy  norm=l2  penalty=1e-3  anneal_fraction=0
 """
 
 from __future__ import annotations
@@ -33,5 +35,6 @@ class Elder(Method):
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         parameters = self.parameters
-        fading = Fading(parameters.anneal_fraction, parameters.penalty, parameters.norm)
+        fraction = parameters.anneal_fraction
+        fading = None if fraction is None else Fading(fraction, parameters.penalty, parameters.norm)
         return train(context, parameters, removed, fading=fading)

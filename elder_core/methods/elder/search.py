@@ -21,8 +21,8 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
 
     A learnt weight says what a layer is worth beside whole neighbours, not without the other chosen ones; the loss of
     the set itself does. An exchange gives back the layer whose return helps most, and takes the one that is then
-    missed least: of L layers, L forward passes instead of the count · (L − count) of all exchanges, each begun where
-    the set first differs. If it takes the same layer again, the next best return is tried, `search_width` in all.
+    missed least, among the `search_border` layers on each side of the border: b + b forward passes instead of b · b, each
+    begun where the set first differs. If that is no gain the next best return is tried, `search_width` in all.
 
     Raises:
         Cancelled: the caller ended the run.
@@ -32,18 +32,21 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
         return chosen
     losses = _Losses(context, parameters)
     for _ in range(MOST_EXCHANGES):
-        better = _exchanged(chosen, ranked, parameters.search_width, losses)
+        better = _exchanged(chosen, ranked, parameters, losses)
         if better is None:
             break
         chosen = better
     return chosen
 
 
-def _exchanged(chosen: Layers, ranked: Sequence[int], width: int, losses: _Losses) -> Layers | None:
+def _exchanged(chosen: Layers, ranked: Sequence[int], parameters: ElderParameters, losses: _Losses) -> Layers | None:
     """`chosen` with one layer exchanged for a lower loss; None if none of those tried has one."""
-    returns = losses.ascending(chosen, [chosen - {layer} for layer in ranked if layer in chosen])
-    for returned in returns[:width]:
-        best = losses.ascending(returned, [returned | {layer} for layer in ranked if layer not in returned])[0]
+    last_chosen = [layer for layer in ranked if layer in chosen][-parameters.search_border :]
+    first_kept = [layer for layer in ranked if layer not in chosen][: parameters.search_border]
+    returns = losses.ascending(chosen, [chosen - {layer} for layer in last_chosen])
+    for returned in returns[: parameters.search_width]:
+        taken = [returned | {layer} for layer in first_kept]
+        best = losses.ascending(returned, [chosen, *taken])[0]
         if losses.known[best] < losses.known[chosen]:
             return best
     return None

@@ -144,7 +144,8 @@ def test_regularising_teaches_the_model_to_do_without(tiny_llama: PreTrainedMode
     context = context_of(tiny_llama)
     dense = copy.deepcopy(tiny_llama)
     before = _distance(dense, tiny_llama, context.windows, removed)
-    parameters = QUICK.model_copy(update={"updates": 30, "batch_size": 4, "learning_rate": 3e-3})
+    update = {"updates": 30, "batch_size": 4, "learning_rate": 3e-3, "anneal_fraction": 0.25}
+    parameters = QUICK.model_copy(update=update)
     points = Elder(parameters).regularize(context, removed)
     assert _distance(dense, tiny_llama, context.windows, removed) < before / 2
     assert [point.update for point in points] == list(range(1, 31))
@@ -171,6 +172,13 @@ def test_bypassed_layers_are_not_trained_once_their_weight_is_0(tiny_llama: PreT
     after = tiny_llama.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if ".layers.2." in name)
     assert not torch.equal(before["model.layers.1.mlp.up_proj.weight"], after["model.layers.1.mlp.up_proj.weight"])
+
+
+def test_by_default_the_layers_are_out_from_the_first_update_on(tiny_llama: PreTrainedModel) -> None:
+    before = state(tiny_llama)
+    points = Elder(QUICK).regularize(context_of(tiny_llama), (2,))
+    assert {(point.gate, point.penalty) for point in points} == {(0.0, None)}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_llama.state_dict().items() if ".2." in name)
 
 
 def test_no_updates_prune_without_regularising(tiny_llama: PreTrainedModel) -> None:
@@ -281,6 +289,12 @@ def test_the_search_computes_no_set_twice_and_not_all(
     parameters = QUICK.model_copy(update={"search_samples": 4, "search_batch_size": 4})
     assert refine(context_of(tiny_llama), parameters, [5, 3, 0, 1, 2, 4], 2) == {1, 4}
     assert len(seen) == len(set(seen)) < 21  # of 15 pairs and 6 single layers
+
+
+def test_the_search_stays_near_the_border(tiny_llama: PreTrainedModel) -> None:
+    idle(tiny_llama, 1, 4)
+    narrow = QUICK.model_copy(update={"search_border": 1, "search_samples": 8})
+    assert 4 not in refine(context_of(tiny_llama), narrow, [1, 3, 2, 5, 4, 0], 2)
 
 
 def _set_loss(model: PreTrainedModel, layers: Collection[int], loss: Loss) -> float:
