@@ -21,7 +21,7 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
 
     A learnt weight says what a layer is worth beside whole neighbours, not without the other chosen ones; the loss of
     the set itself does. An exchange gives back the layer whose return helps most, and takes the one that is then
-    missed least, among the `search_border` layers on each side of the border: b + b forward passes instead of b · b, each
+    missed least, among the `search_border` layers on each side of the border: 2 b forward passes instead of b², each
     begun where the set first differs. If that is no gain the next best return is tried, `search_width` in all.
 
     Raises:
