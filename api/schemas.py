@@ -24,7 +24,12 @@ class JobCreate(JobSpec):
     """A pruning job to queue. Everything but the model and one target has a default."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": {"id": "builtin:manuals-16l"}, "ratio": 0.25}]},
+        json_schema_extra={
+            "examples": [
+                {"model": {"id": "builtin:manuals-16l"}, "ratio": 0.25},
+                {"model": {"id": "builtin:manuals-16l"}, "target": {"max_perplexity_increase": 0.1}},
+            ]
+        },
     )
 
     priority: Literal["low", "normal", "high"] = Field(default="normal", description="High goes first, then age.")

@@ -101,6 +101,13 @@ def submit(
     ratio: Annotated[float | None, typer.Option(help="Share of the layers to remove, such as 0.25.")] = None,
     layers: Annotated[str | None, typer.Option(help="Exactly these layers, from 0, such as 3,7.")] = None,
     layers_to_remove: Annotated[int | None, typer.Option(help="How many layers to remove.")] = None,
+    max_perplexity_increase: Annotated[
+        float | None, typer.Option(help="As many as cost no more perplexity, before training: 0.1 allows 10 % more.")
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="As few as make the weights this small, in bytes.")] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="As few as can make decoding this much faster: 1.3.")
+    ] = None,
     method: Annotated[str, typer.Option(help="See `elder methods`.")] = "elder",
     settings: Annotated[
         list[str] | None,
@@ -120,10 +127,16 @@ def submit(
 ) -> None:
     """Queue a pruning job."""
     grouped = parse_settings(settings or [])
+    limits = {
+        "max_perplexity_increase": max_perplexity_increase,
+        "max_bytes": max_bytes,
+        "min_speedup": min_speedup,
+    }
     options: dict[str, Any] = {
         "ratio": ratio,
         "layers": parse_layers(layers) if layers is not None else None,
         "layers_to_remove": layers_to_remove,
+        "target": {name: limit for name, limit in limits.items() if limit is not None} or None,
         "method": {"name": method, **grouped.pop("method", {})},
         "calibration": _section(grouped.pop("calibration", {}), calibration),
         "evaluation": _section(grouped.pop("evaluation", {}), evaluation),

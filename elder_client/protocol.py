@@ -55,15 +55,17 @@ class Call(Generic[T]):
 class SubmitOptions(TypedDict, total=False):
     """What a job may be given beside its model; what is left out is the server's default.
 
-    Exactly one of `ratio`, `layers_to_remove` and `layers` says what to remove. `method` is `{"name": …}` with that
-    method's parameters; `calibration`, `evaluation` and `output` are as in the API's schema. `idempotency_key`: two
-    submissions with the same key are one job; by default each call has a key of its own, which its retries share.
+    Exactly one of `ratio`, `layers_to_remove`, `layers` and `target` says what to remove; a target is one limit, as in
+    `{"max_perplexity_increase": 0.1}`. `method` is `{"name": …}` with that method's parameters; `calibration`,
+    `evaluation` and `output` are as in the API's schema. `idempotency_key`: two submissions with the same key are one
+    job; by default each call has a key of its own, which its retries share.
     """
 
     revision: str
     ratio: float
     layers_to_remove: int
     layers: Sequence[int]
+    target: Mapping[str, float]
     method: Mapping[str, Any]
     calibration: Mapping[str, Any]
     evaluation: Mapping[str, Any]

@@ -216,6 +216,16 @@ class LayerReport(Model):
     new_index: int | None = None
 
 
+class Expected(Model):
+    """What a job with a target expected of the layers that it chose, before any training."""
+
+    layers: int
+    perplexity_before: float
+    perplexity_after: float | None = None
+    decode_speedup: float | None = None
+    bytes_on_disk: int
+
+
 class Generation(Model):
     """The same prompt continued by both models."""
 
@@ -231,6 +241,7 @@ class Report(Model):
     created_at: datetime
     removed_layers: tuple[int, ...]
     layers: tuple[LayerReport, ...]
+    expected: Expected | None = None
     evaluation: Evaluation
     generations: tuple[Generation, ...] = ()
     warnings: tuple[str, ...] = ()

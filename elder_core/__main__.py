@@ -1,7 +1,7 @@
 """`python -m elder_core`: the method without any service.
 
     prune     remove layers; write the checkpoint and its report to a folder
-    plan      show which layers would go; write nothing
+    plan      show which layers would go and what that is expected to cost; write nothing
     evaluate  measure one checkpoint
 
 Exit status: 0 done; 2 bad usage or an error, which stands on stderr as `error [code]: message`; 130 interrupted.
@@ -30,6 +30,11 @@ Model = Annotated[str, typer.Option(help="Checkpoint folder, builtin:NAME, or hu
 Ratio = Annotated[float | None, typer.Option(help="Share of the layers to remove.")]
 LayersToRemove = Annotated[int | None, typer.Option(help="How many layers to remove.")]
 Layers = Annotated[str | None, typer.Option(help="Exactly these layers, such as 3,7; selection is skipped.")]
+MaxIncrease = Annotated[
+    float | None, typer.Option(help="Remove the most layers for this much more perplexity: 0.1 allows 10 % more.")
+]
+MaxBytes = Annotated[int | None, typer.Option(help="Remove the fewest layers for weights of this many bytes.")]
+MinSpeedup = Annotated[float | None, typer.Option(help="Remove the fewest layers to decode this many times as fast.")]
 Calibration = Annotated[str, typer.Option(help="Text to learn from: .txt, .jsonl with a text field, or builtin:NAME.")]
 Evaluation = Annotated[str, typer.Option(help="Text to measure on, in the same forms, unseen by calibration.")]
 MethodName = Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")]
@@ -54,6 +59,9 @@ def prune(
     ratio: Ratio = None,
     layers_to_remove: LayersToRemove = None,
     layers: Layers = None,
+    max_perplexity_increase: MaxIncrease = None,
+    max_bytes: MaxBytes = None,
+    min_speedup: MinSpeedup = None,
     calibration: Calibration = CALIBRATION,
     evaluation: Evaluation = EVALUATION,
     method: MethodName = "elder",
@@ -63,7 +71,8 @@ def prune(
 ) -> None:
     """Remove layers from a model."""
     with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
-        spec = _spec(model, _target(ratio, layers_to_remove, layers), calibration, evaluation, method, settings, seed)
+        removal = _removal(ratio, layers_to_remove, layers, max_perplexity_increase, max_bytes, min_speedup)
+        spec = _spec(model, removal, calibration, evaluation, method, settings, seed)
         report = pipeline.run(
             spec,
             model_dir=out,
@@ -84,6 +93,9 @@ def plan(
     ratio: Ratio = None,
     layers_to_remove: LayersToRemove = None,
     layers: Layers = None,
+    max_perplexity_increase: MaxIncrease = None,
+    max_bytes: MaxBytes = None,
+    min_speedup: MinSpeedup = None,
     calibration: Calibration = CALIBRATION,
     evaluation: Evaluation = EVALUATION,
     method: MethodName = "elder",
@@ -91,12 +103,14 @@ def plan(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Show the weight of every layer and which would go. Nothing is written."""
+    """Show the weight of every layer, which would go, and what that is expected to cost. Nothing is written."""
     with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
-        spec = _spec(model, _target(ratio, layers_to_remove, layers), calibration, evaluation, method, settings, seed)
+        removal = _removal(ratio, layers_to_remove, layers, max_perplexity_increase, max_bytes, min_speedup)
+        spec = _spec(model, removal, calibration, evaluation, method, settings, seed)
         found = pipeline.plan(spec, sources=SOURCES, device=device, progress=progress, cancelled=cancelled)
     _print_warnings(found.warnings)
     Console().print(console.layers_table(found.layers, found.weight_label))
+    Console().print(console.expected_table(found.expected))
 
 
 @app.command()
@@ -120,17 +134,30 @@ def evaluate(
         Console().print(console.measurement_table(found, f"{model} on {data}"))
 
 
-def _target(ratio: float | None, layers_to_remove: int | None, layers: str | None) -> dict[str, Any]:
+def _removal(
+    ratio: float | None,
+    layers_to_remove: int | None,
+    layers: str | None,
+    max_perplexity_increase: float | None,
+    max_bytes: int | None,
+    min_speedup: float | None,
+) -> dict[str, Any]:
     try:
         named = None if layers is None else [int(layer) for layer in layers.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--layers {layers!r} is no list of layer numbers such as 3,7.") from None
-    return {"ratio": ratio, "layers_to_remove": layers_to_remove, "layers": named}
+    limits = {
+        "max_perplexity_increase": max_perplexity_increase,
+        "max_bytes": max_bytes,
+        "min_speedup": min_speedup,
+    }
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    return {"ratio": ratio, "layers_to_remove": layers_to_remove, "layers": named, "target": given or None}
 
 
 def _spec(
     model: str,
-    target: dict[str, Any],
+    removal: dict[str, Any],
     calibration: str,
     evaluation: str,
     method: str,
@@ -153,7 +180,7 @@ def _spec(
         section, key, value = _setting(setting, tuple(parts))
         parts[section][key] = value
     try:
-        return JobSpec.model_validate({"model": {"id": model}, "seed": seed, **target, **parts})
+        return JobSpec.model_validate({"model": {"id": model}, "seed": seed, **removal, **parts})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != method)

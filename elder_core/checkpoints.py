@@ -35,6 +35,7 @@ __all__ = [
     "check_output",
     "checkpoint_bytes",
     "load",
+    "load_tokenizer",
     "resolve",
     "save",
     "verify",
@@ -113,7 +114,7 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
             output_loading_info=True,
         )
     _check_loading(loading, table.find(resolved.info.model_type).obsolete)
-    tokenizer = _load_tokenizer(resolved.path)
+    tokenizer = load_tokenizer(resolved.path)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise InvalidCheckpoint(
@@ -138,7 +139,12 @@ def _check_loading(loading: dict[str, Any], obsolete: tuple[str, ...]) -> None:
             )
 
 
-def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        InvalidCheckpoint: there is none that knows any text.
+    """
     with _as_invalid_checkpoint("The tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     # without its files transformers makes one up that knows no text

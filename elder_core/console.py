@@ -13,7 +13,7 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from elder_core.errors import Cancelled, ElderError
-from elder_core.spec import LayerReport, Measurement, Progress, Report
+from elder_core.spec import Expected, LayerReport, Measurement, Progress, Report
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
@@ -111,6 +111,22 @@ def layers_table(layers: Sequence[LayerReport], weight_label: str) -> Table:
     for layer in layers:
         weight = "–" if layer.weight is None else f"{layer.weight:.4f}"
         table.add_row(str(layer.index), weight, "removed" if layer.removed else "")
+    return table
+
+
+def expected_table(expected: Expected) -> Table:
+    """What the chosen layers are expected to cost and gain."""
+    table = Table(title="Expected, before any training", show_header=False)
+    text = "kept apart from learning" if expected.kept_apart else "of the calibration text"
+    after = "no number" if expected.perplexity_after is None else f"{expected.perplexity_after:.3f}"
+    table.add_row("layers to remove", f"{expected.layers}")
+    table.add_row(f"perplexity, {expected.sequences:,} sequences {text}", f"{expected.perplexity_before:.3f} → {after}")
+    if expected.decode_speedup is not None:
+        table.add_row("ideal decode speed-up", f"× {expected.decode_speedup:.3f}")
+    table.add_row("bytes on disk", f"{expected.bytes_on_disk:,}")
+    if len(expected.tried) > 1:
+        trials = [f"{trial.layers}: {trial.perplexity or float('nan'):.3f}" for trial in expected.tried]
+        table.add_row("perplexity by layers removed", ", ".join(trials))
     return table
 
 

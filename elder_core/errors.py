@@ -8,7 +8,9 @@
     │   │   ├── AmbiguousTarget         ambiguous_target
     │   │   ├── NoLayerLeft             no_layer_left
     │   │   ├── LayersOutOfRange        layers_out_of_range
-    │   │   └── DuplicateLayers         duplicate_layers
+    │   │   ├── DuplicateLayers         duplicate_layers
+    │   │   ├── TargetUnreachable       target_unreachable
+    │   │   └── TargetAlreadyMet        target_already_met
     │   ├── ModelError
     │   │   ├── ModelNotFound           model_not_found
     │   │   ├── PathForbidden           path_forbidden
@@ -77,7 +79,7 @@ class InvalidRatio(TargetError):
 
 
 class AmbiguousTarget(TargetError):
-    """None, or more than one, of `ratio`, `layers_to_remove` and `layers` is given."""
+    """None, or more than one, of `ratio`, `layers_to_remove`, `layers` and `target` is given, or of its limits."""
 
     code = "ambiguous_target"
 
@@ -98,6 +100,18 @@ class DuplicateLayers(TargetError):
     """A layer is named twice."""
 
     code = "duplicate_layers"
+
+
+class TargetUnreachable(TargetError):
+    """No number of layers keeps to the target; the message names the nearest that can be had."""
+
+    code = "target_unreachable"
+
+
+class TargetAlreadyMet(TargetError):
+    """The model keeps to the target as it is, so there is nothing to remove."""
+
+    code = "target_already_met"
 
 
 class ModelError(InvalidInput):

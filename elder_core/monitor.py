@@ -50,4 +50,6 @@ class Monitor:
             raise Cancelled
 
     def warn(self, sentence: str) -> None:
-        self.warnings.append(sentence)
+        """Keep a sentence for people, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)

@@ -19,14 +19,15 @@ from elder_core.errors import (
     NoLayerLeft,
 )
 from elder_core.parameters import ElderParameters, MethodParameters, Strict
+from elder_core.target import Target
 
 
 class Stage(StrEnum):
     """Where a run is. The order is the order of the pipeline."""
 
     RESOLVING = "resolving"
-    LOADING = "loading"
     CALIBRATING = "calibrating"
+    LOADING = "loading"
     SELECTING = "selecting"
     REGULARIZING = "regularizing"
     PRUNING = "pruning"
@@ -110,8 +111,14 @@ class OutputSpec(Strict):
     )
 
 
+REMOVALS = ("ratio", "layers_to_remove", "layers", "target")
+
+
 class JobSpec(Strict):
-    """One pruning job, whole: with the same spec, seed and machine the result has the same bytes on CPU."""
+    """One pruning job, whole: with the same spec, seed and machine the result has the same bytes on CPU.
+
+    Where time decides (a budget in seconds, a target of speed) it has only where the machine takes the same time too.
+    """
 
     model: ModelRef
     method: MethodParameters = Field(default_factory=ElderParameters)
@@ -124,25 +131,29 @@ class JobSpec(Strict):
     layers: tuple[int, ...] | None = Field(
         default=None, description="Exactly these layers, counted from 0; selection is skipped."
     )
+    target: Target | None = Field(default=None, description="A limit to keep to; the number of layers is found.")
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     output: OutputSpec = OutputSpec()
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random.")
 
     def _given(self) -> tuple[str, ...]:
-        return tuple(name for name in ("ratio", "layers_to_remove", "layers") if getattr(self, name) is not None)
+        return tuple(name for name in REMOVALS if getattr(self, name) is not None)
 
     def check_target(self) -> None:
         """Check what can be known without the model.
 
         Raises:
-            AmbiguousTarget: none or several of ratio, layers_to_remove and layers are given.
+            AmbiguousTarget: none or several of ratio, layers_to_remove, layers and target are given, or of the limits
+                in target.
             InvalidRatio, LayersOutOfRange, DuplicateLayers: the one given is wrong in itself.
         """
         given = self._given()
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
-            raise AmbiguousTarget(f"Give exactly one of ratio, layers_to_remove and layers; found {found}.")
+            raise AmbiguousTarget(f"Give exactly one of ratio, layers_to_remove, layers and target; found {found}.")
+        if self.target is not None:
+            self.target.check()
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise InvalidRatio(
                 f"ratio is {self.ratio:g}; give a number above 0 and below 1, such as 0.25.", loc=("ratio",)
@@ -159,12 +170,13 @@ class JobSpec(Strict):
                     raise DuplicateLayers(f"Layer {layer} is named twice in layers.", loc=("layers", position))
 
     def count_to_remove(self, num_layers: int) -> int:
-        """Number of layers that this job removes from a model of `num_layers`.
+        """Number of layers that this job, which names no `target`, removes from a model of `num_layers`.
 
         Raises:
             TargetError: the target does not fit the model; the subclass and message say how.
         """
         self.check_target()
+        assert self.target is None  # elder_core.sizes.count_to_remove
         if self.layers is not None:
             for position, layer in enumerate(self.layers):
                 if not 0 <= layer < num_layers:
@@ -256,6 +268,30 @@ class LayerReport(Strict):
     new_index: int | None = Field(description="Its place in the pruned model; null if removed.")
 
 
+class DepthTrial(Strict):
+    """A number of layers that was tried. `perplexity` is null where the model without them predicts no numbers."""
+
+    layers: int
+    perplexity: float | None
+
+
+class Expected(Strict):
+    """What removing the chosen layers costs and gains, as far as it is known before any weight has moved."""
+
+    layers: int = Field(description="How many are removed.")
+    perplexity_before: float
+    perplexity_after: float | None = Field(
+        description="Without the chosen layers and before training, which lowers it."
+    )
+    sequences: int = Field(description="Calibration sequences that both perplexities are measured on.")
+    kept_apart: bool = Field(description="Whether nothing was learnt from these sequences.")
+    decode_speedup: float | None = Field(
+        description="Ideal, by the share of a step that layers take in the unpruned model; null if not measured."
+    )
+    bytes_on_disk: int = Field(description="Of the saved weights, worked out from those of the source.")
+    tried: tuple[DepthTrial, ...] = Field(default=(), description="Every depth whose perplexity was measured.")
+
+
 class TrainingPoint(Strict):
     """One update of stage 2. `penalty` is Σ over the chosen layers of the norm of Δ, before λ2."""
 
@@ -306,6 +342,7 @@ class Report(Strict):
     removed_layers: tuple[int, ...]
     layers: tuple[LayerReport, ...]
     weight_label: str = Field(description="What a layer's weight is, in a few words, for people.")
+    expected: Expected | None = Field(default=None, description="Where the job named a target: what it was met by.")
     gate_path: tuple[GatePoint, ...] = ()
     training: tuple[TrainingPoint, ...] = ()
     evaluation: Evaluation

@@ -20,6 +20,15 @@ FLOAT_TYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "f
 
 
 @dataclass(frozen=True)
+class StoredTensor:
+    """One entry of a safetensors header; `dtype` in safetensors' words."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
 class WeightSummary:
     """What the headers of all weight files say. `dtype` is the one most of the bytes are in, in torch's words."""
 
@@ -115,8 +124,8 @@ def summarize(files: list[Path]) -> WeightSummary:
     bytes_by_type: Counter[str] = Counter()
     tensors: set[str] = set()
     for file in files:
-        for name, (dtype, size) in read_header(file).items():
-            bytes_by_type[dtype] += size
+        for name, tensor in read_header(file).items():
+            bytes_by_type[tensor.dtype] += tensor.bytes
             tensors.add(name)
     if not tensors:
         raise InvalidCheckpoint(f"{files[0].name} holds no tensors.", loc=("model", "id"))
@@ -130,8 +139,8 @@ def summarize(files: list[Path]) -> WeightSummary:
     return WeightSummary(frozenset(tensors), FLOAT_TYPES[dominant], sum(file.stat().st_size for file in files))
 
 
-def read_header(file: Path) -> dict[str, tuple[str, int]]:
-    """Tensor name → (number type in safetensors' words, bytes) of one safetensors file.
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """What one safetensors file holds, by name.
 
     Raises:
         InvalidCheckpoint: it is cut short or is no safetensors file.
@@ -147,7 +156,7 @@ def read_header(file: Path) -> dict[str, tuple[str, int]]:
         found = {name: _tensor(entry) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidCheckpoint(f"The header of {file.name} is not valid: {error}.", loc=("model", "id")) from error
-    if sum(tensor_bytes for _, tensor_bytes in found.values()) != size - 8 - length:
+    if sum(tensor.bytes for tensor in found.values()) != size - 8 - length:
         raise InvalidCheckpoint(
             f"{file.name} is cut short: its header tells of more, or other, tensors than it holds. Copy it again.",
             loc=("model", "id"),
@@ -155,8 +164,8 @@ def read_header(file: Path) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _tensor(entry: dict[str, Any]) -> tuple[str, int]:
+def _tensor(entry: dict[str, Any]) -> StoredTensor:
     begin, end = (int(offset) for offset in entry["data_offsets"])
     if not 0 <= begin <= end:
         raise ValueError(f"data_offsets are {begin} and {end}")
-    return str(entry["dtype"]), end - begin
+    return StoredTensor(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), end - begin)

@@ -14,6 +14,7 @@ from api.schemas import JobCreate
 from elder_core.errors import AmbiguousTarget, ElderError
 from elder_core.registry import METHODS
 from elder_core.spec import CalibrationSpec, EvaluationSpec, ModelRef, OutputSpec
+from elder_core.target import Target
 
 TARGETS = ("ratio", "layers_to_remove", "layers")
 METHOD_CHOICE = "method.name"
@@ -89,7 +90,7 @@ def blank() -> Blank:
     job = {field.name: field for field in fields_of(JobCreate)}
     return Blank(
         model=Section("Model", fields_of(ModelRef, "model")),
-        targets=tuple(job.pop(name) for name in TARGETS),
+        targets=(*(job.pop(name) for name in TARGETS), *fields_of(Target, "target")),
         methods=tuple(_method(name) for name in METHODS),
         calibration=Section("Calibration", *_split(fields_of(CalibrationSpec, "calibration"), {"source", "samples"})),
         evaluation=Section("Evaluation", *_split(fields_of(EvaluationSpec, "evaluation"), {"source", "samples"})),

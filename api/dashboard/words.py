@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from elder_core.reports import formatting
+from elder_core.reports import formatting, targets
 from elder_core.spec import JobSpec, Stage
 from elder_service.jobs.states import Status
 
 STAGE_NAMES = {
     Stage.RESOLVING: "Finding the model",
+    Stage.CALIBRATING: "Reading the texts",
     Stage.LOADING: "Loading",
-    Stage.CALIBRATING: "Reading the calibration text",
     Stage.SELECTING: "Selecting layers",
     Stage.REGULARIZING: "Regularising",
     Stage.PRUNING: "Removing layers",
@@ -63,6 +63,8 @@ def target(spec: JobSpec) -> str:
         return f"{100 * spec.ratio:.3g} % of layers".replace(" ", NO_BREAK_SPACE)
     if spec.layers_to_remove is not None:
         return f"{spec.layers_to_remove} layer{'s' if spec.layers_to_remove != 1 else ''}"
+    if spec.target is not None:
+        return targets.asked(spec.target).replace(" %", f"{NO_BREAK_SPACE}%")
     layers = spec.layers or ()
     return f"layer{'s' if len(layers) != 1 else ''} {formatting.listing(layers)}"
 

@@ -14,8 +14,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from elder_core.errors import SequenceTooLong, TextEmpty, TextTooShort
+from elder_core.inspection import default_sequence_length
 
-LONGEST_DEFAULT = 2048
+APART_SHARE = 1 / 16
+MOST_APART = 32
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Windows to learn from `[samples, length]`, and others that nothing is learnt from `[apart, length]`, or none."""
+
+    learning: Tensor
+    apart: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ def window_length(requested: int | None, model_limit: int | None, *, field: str 
         SequenceTooLong: more than the model was built for.
     """
     if requested is None:
-        return min(model_limit or LONGEST_DEFAULT, LONGEST_DEFAULT)
+        return default_sequence_length(model_limit)
     if model_limit is not None and requested > model_limit:
         raise SequenceTooLong(
             f"A sequence length of {requested:,} tokens is above the model's limit of {model_limit:,}; "
@@ -65,15 +75,29 @@ def token_stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def calibration_windows(stream: Tensor, length: int, *, samples: int | None = None, seed: int = 0) -> Tensor:
-    """At most `samples` windows `[windows, length]` of `stream`, in an order drawn from `seed`; None means all.
+def calibration_text(
+    stream: Tensor, length: int, *, samples: int | None = None, seed: int = 0, keep_apart: bool = False
+) -> CalibrationText:
+    """Windows of `stream` `[tokens]` in an order drawn from `seed`, at most `samples` to learn from; None means all.
+
+    With `keep_apart` one window in 16, at least 1 and at most 32, is not learnt from; without, only what is above
+    `samples` is not.
 
     Raises:
-        TextTooShort: the stream is shorter than one window.
+        TextTooShort: the stream is shorter than one window, or than two where one is kept apart.
     """
     windows = _cut(stream, length, field="calibration")
+    if keep_apart and len(windows) == 1:
+        raise TextTooShort(
+            f"The calibration text has {len(stream):,} tokens, which is one sequence of {length:,}; a target needs "
+            "two, since one is kept apart from learning. Give more text or a shorter sequence length.",
+            loc=("calibration", "source"),
+        )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    return windows[order[:samples]]
+    kept = min(MOST_APART, max(1, int(APART_SHARE * len(windows)))) if keep_apart else 0
+    learning = order[: len(order) - kept][:samples]
+    apart = order[len(learning) :][-MOST_APART:] if len(learning) < len(order) else order[:0]
+    return CalibrationText(windows[learning], windows[apart])
 
 
 def evaluation_text(

@@ -113,6 +113,28 @@ def compare_speed(
     return SpeedComparison(before.speed(prompt_tokens), after.speed(prompt_tokens), ideal)
 
 
+def layers_share(
+    model: PreTrainedModel,
+    work: Workload,
+    *,
+    budget_seconds: float,
+    tick: Callable[[float], None] = lambda _: None,
+) -> float:
+    """The share of a decoding step that all decoder layers take together, from 0 to 1: the median over steps.
+
+    Without n of L layers that are alike, decoding can become 1 / (1 − share · n / L) times as fast, as in
+    `compare_speed`. Rounds follow until `budget_seconds` are spent, but from 4 to 60. `tick` as there.
+    """
+    clock = LayerClock(list(decoder_layers(model)), model.device)
+    shares: list[float] = []
+    _warm_up((model,), work)
+    for _, share_done in _rounds(budget_seconds):
+        shares += _clocked_shares(model, work, clock)[1:]
+        tick(share_done)
+    tick(1.0)
+    return median(shares)
+
+
 def _warm_up(models: Sequence[PreTrainedModel], work: Workload) -> None:
     """One turn each that does not count."""
     for model in models:

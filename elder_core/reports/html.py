@@ -16,6 +16,7 @@ from elder_core.reports.assets import static_dir, templates_dir
 from elder_core.reports.charts import charts
 from elder_core.reports.figures import Comparison, comparisons
 from elder_core.reports.summary import summary
+from elder_core.reports.targets import asked, before_training, measured
 from elder_core.spec import Report
 
 HIGHLIGHTS = ("perplexity", "decode_tokens_per_second", "parameters", "bytes_on_disk")
@@ -45,6 +46,7 @@ def render(report: Report) -> str:
         report=report,
         method=find_method(report.spec.method.name),
         summary=summary(report),
+        target=list(_target(report)),
         highlights=list(_highlights(comparisons(report.evaluation))),
         charts=charts(report),
         facts=list(_facts(report)),
@@ -84,6 +86,16 @@ def _highlights(found: Iterable[Comparison]) -> Iterable[Highlight]:
                 f"{one.figure.text(one.before)} → {one.figure.text(one.after)}"
                 + (f"; ideal ×{one.ideal:.2f}" if one.ideal is not None else ""),
             )
+
+
+def _target(report: Report) -> Iterable[tuple[str, str]]:
+    """What was asked for, what was chosen for it and what came of it, where the job named a target."""
+    target = report.spec.target
+    if target is not None:
+        yield "Asked for", asked(target)
+        if report.expected is not None:
+            yield "Chosen", before_training(report.expected)
+        yield "Measured afterwards", measured(target, report.evaluation) or "not measured"
 
 
 def _facts(report: Report) -> Iterable[tuple[str, str]]:

@@ -7,8 +7,8 @@ from elder_core.spec import Progress, Stage
 # Share of the whole at which a stage begins, from runs of the default job; an estimate, only for people.
 _BEGINS = {
     Stage.RESOLVING: 0.0,
-    Stage.LOADING: 0.01,
-    Stage.CALIBRATING: 0.03,
+    Stage.CALIBRATING: 0.01,
+    Stage.LOADING: 0.03,
     Stage.SELECTING: 0.05,
     Stage.REGULARIZING: 0.25,
     Stage.PRUNING: 0.75,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from elder_core import inspection
 from elder_core.errors import ElderError, SequenceTooLong
 from elder_core.inspection import Sources
+from elder_core.sizes import count_to_remove
 from elder_core.spec import JobSpec
 
 
@@ -22,7 +23,7 @@ def check(spec: JobSpec, sources: Sources) -> None:
     if not inspection.is_hub_id(spec.model.id):
         with _blaming("model", "id"):
             info = inspection.inspect_checkpoint(inspection.local_model(spec.model.id, sources))
-        spec.count_to_remove(info.layers)
+        count_to_remove(spec, info)
         _check_sequence_length(spec, info.max_positions)
         default_length = inspection.default_sequence_length(info.max_positions)
     with _blaming("calibration", "source"):

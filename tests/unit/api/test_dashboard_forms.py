@@ -9,7 +9,8 @@ from api.schemas import JobCreate
 from elder_core.errors import AmbiguousTarget, InvalidRatio, LayersOutOfRange, ModelNotFound
 from elder_core.parameters import ElderParameters, Norm
 from elder_core.registry import METHODS
-from elder_core.spec import JobSpec, ModelRef
+from elder_core.spec import REMOVALS, ModelRef
+from elder_core.target import Target
 
 
 def field(name: str) -> Field:
@@ -108,6 +109,7 @@ def test_an_unchecked_box_is_false() -> None:
         ({"calibration__sequence_length": "x"}, "calibration.sequence_length"),
         ({"target": "layers", "layers": "1, b"}, "layers"),
         ({"ratio": "much"}, "ratio"),
+        ({"target": "target.min_speedup", "target__min_speedup": "1"}, "target.min_speedup"),
         ({"priority": "urgent"}, "priority"),
     ],
 )
@@ -135,5 +137,21 @@ def test_an_error_of_no_field_is_general() -> None:
     assert forms.errors_of(InvalidRatio("hm"), typed()) == forms.Errors({}, ("hm",))
 
 
-def test_a_spec_has_the_targets_of_the_form() -> None:
-    assert set(forms.TARGETS) <= set(JobSpec.model_fields)
+def test_the_form_offers_every_way_to_say_how_much() -> None:
+    asked = {one.path[0] for one in forms.blank().targets}
+    assert asked == set(REMOVALS)
+    limits = {one.path[1] for one in forms.blank().targets if one.path[0] == "target"}
+    assert limits == set(Target.model_fields)
+
+
+def test_a_limit_is_sent_alone() -> None:
+    job = spec_of(typed(**{"target": "target.max_bytes", "target.max_bytes": "12000000", "target.min_speedup": "2"}))
+    assert job.target == Target(max_bytes=12_000_000)
+    assert job.ratio is None
+
+
+def test_a_limit_left_empty_is_asked_for_beside_it() -> None:
+    values = typed(target="target.min_speedup")
+    with pytest.raises(AmbiguousTarget) as caught:
+        spec_of(values).check_target()
+    assert set(forms.errors_of(caught.value, values).fields) == {"target.min_speedup"}

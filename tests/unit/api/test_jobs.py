@@ -42,6 +42,12 @@ def test_submit_and_get(client: TestClient) -> None:
         ({"ratio": None, "layers": [1, 2, 1]}, "duplicate_layers", ["layers", 2]),
         ({"ratio": None, "layers_to_remove": 0}, "layers_out_of_range", ["layers_to_remove"]),
         ({"ratio": None, "layers_to_remove": 16}, "no_layer_left", ["layers_to_remove"]),
+        ({"target": {"max_bytes": 9}}, "ambiguous_target", None),
+        ({"ratio": None, "target": {}}, "ambiguous_target", None),
+        ({"ratio": None, "target": {"max_bytes": 9, "min_speedup": 2}}, "ambiguous_target", None),
+        ({"ratio": None, "target": {"min_speedup": 1}}, "invalid_request", ["target", "min_speedup"]),
+        ({"ratio": None, "target": {"max_bytes": 1_000_000}}, "target_unreachable", ["target", "max_bytes"]),
+        ({"ratio": None, "target": {"max_bytes": 10**9}}, "target_already_met", ["target", "max_bytes"]),
         ({"model": {"id": "builtin:nothing"}}, "model_not_found", ["model", "id"]),
         ({"model": {"id": "local:../etc"}}, "path_forbidden", ["model", "id"]),
         ({"model": {"id": "/etc"}}, "path_forbidden", ["model", "id"]),
@@ -74,6 +80,12 @@ def test_bad_calibration_text_is_refused(client: TestClient, settings: Settings,
     problem = refuse(client, {**JOB, "calibration": {"source": "local:x.txt", "sequence_length": 64}})
     assert problem["code"] == code
     assert problem["errors"][0]["loc"] == ["calibration", "source"]
+
+
+@pytest.mark.parametrize("target", [{"max_perplexity_increase": 0.1}, {"max_bytes": 12_000_000}, {"min_speedup": 1.3}])
+def test_a_target_is_taken_instead_of_a_ratio(client: TestClient, target: dict[str, float]) -> None:
+    found = submit(client, ratio=None, target=target)["spec"]["target"]
+    assert {name: limit for name, limit in found.items() if limit is not None} == target
 
 
 def test_a_hub_model_is_looked_at_by_the_worker(client: TestClient) -> None:

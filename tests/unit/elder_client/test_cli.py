@@ -83,6 +83,14 @@ def test_submit_prints_the_id(run: Run) -> None:
     assert done.body == {"model": {"id": "builtin:tiny"}, "ratio": 0.25, "method": {"name": "elder"}}
 
 
+@pytest.mark.parametrize(
+    ("option", "limit"), [("max-perplexity-increase", 0.1), ("max-bytes", 12_000_000), ("min-speedup", 1.3)]
+)
+def test_submit_with_a_target(run: Run, option: str, limit: float) -> None:
+    done = run("submit", "builtin:tiny", f"--{option}", str(limit), answers=[answer(job(), 201)])
+    assert done.body["target"] == {option.replace("-", "_"): limit}
+
+
 def test_submit_with_everything(run: Run) -> None:
     options = "--layers 3,7 --method elder --set gate_steps=20 --set gate=residual --set calibration.samples=64"
     more = "--set output.dtype=float32 --calibration local:a.txt --evaluation local:b.txt --seed 5 --metadata k=v=w"

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from elder_core.calibration.batches import batch_at, epochs_needed
 from elder_core.calibration.windows import (
-    calibration_windows,
+    calibration_text,
     evaluation_text,
     shared_documents,
     token_stream,
@@ -45,20 +45,51 @@ def test_text_without_a_token_is_refused(tiny_tokenizer: PreTrainedTokenizerFast
     assert caught.value.loc == ("evaluation", "source")
 
 
-def test_calibration_windows_are_whole_shuffled_and_few(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    stream = torch.arange(103)
-    windows = calibration_windows(stream, 10, seed=1)
+def learnt(**given: int) -> torch.Tensor:
+    return calibration_text(torch.arange(103), 10, **given).learning
+
+
+def test_calibration_windows_are_whole_shuffled_and_few() -> None:
+    windows = learnt(seed=1)
     assert windows.shape == (10, 10)
     assert sorted(windows[:, 0].tolist()) == list(range(0, 100, 10))
     assert windows[:, 0].tolist() != list(range(0, 100, 10))
-    assert torch.equal(calibration_windows(stream, 10, samples=3, seed=1), windows[:3])
-    assert torch.equal(calibration_windows(stream, 10, samples=99, seed=1), windows)
-    assert not torch.equal(calibration_windows(stream, 10, seed=2), windows)
+    assert torch.equal(learnt(samples=3, seed=1), windows[:3])
+    assert torch.equal(learnt(samples=99, seed=1), windows)
+    assert not torch.equal(learnt(seed=2), windows)
 
 
-def test_too_short_a_text_says_how_much_is_missing() -> None:
-    with pytest.raises(TextTooShort, match=r"has 9 tokens, but one sequence needs 10"):
-        calibration_windows(torch.arange(9), 10)
+@pytest.mark.parametrize(
+    ("windows", "samples", "keep_apart", "expected"),
+    [
+        (10, None, False, (10, 0)),
+        (10, 7, False, (7, 3)),
+        (100, 7, False, (7, 32)),
+        (10, None, True, (9, 1)),
+        (10, 10, True, (9, 1)),
+        (10, 9, True, (9, 1)),
+        (10, 4, True, (4, 6)),
+        (64, None, True, (60, 4)),
+        (1000, None, True, (968, 32)),
+        (2, None, True, (1, 1)),
+    ],
+)
+def test_windows_kept_apart_are_few_and_never_learnt_from(
+    windows: int, samples: int | None, keep_apart: bool, expected: tuple[int, int]
+) -> None:
+    found = calibration_text(torch.arange(10 * windows), 10, samples=samples, keep_apart=keep_apart)
+    assert (len(found.learning), len(found.apart)) == expected
+    assert found.apart.shape[1] == 10
+    assert not set(found.learning[:, 0].tolist()) & set(found.apart[:, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keep_apart", "message"),
+    [(9, False, r"has 9 tokens, but one sequence needs 10"), (19, True, r"has 19 tokens.*a target needs two")],
+)
+def test_too_short_a_text_says_how_much_is_missing(tokens: int, keep_apart: bool, message: str) -> None:
+    with pytest.raises(TextTooShort, match=message):
+        calibration_text(torch.arange(tokens), 10, keep_apart=keep_apart)
 
 
 def test_evaluation_text_is_in_order_with_its_bytes_per_token(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -55,7 +55,29 @@ def test_plan_shows_every_layer_and_writes_nothing(
     result = invoke("plan", *arguments, settings=("calibration.sequence_length=16",), **texts)
     assert result.exit_code == 0, result.output
     assert result.stdout.count("removed") == 2
+    assert "bytes on disk" in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [("max-perplexity-increase", "0.1", 0.1), ("max-bytes", "9000", 9000), ("min-speedup", "1.3", 1.3)],
+)
+@pytest.mark.parametrize("command", ["plan", "prune"])
+def test_a_target_is_an_option(
+    texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, command: str, option: str, value: str, expected: float
+) -> None:
+    seen: list[JobSpec] = []
+
+    def caught(spec: JobSpec, **_: object) -> None:
+        seen.append(spec)
+        raise Cancelled
+
+    monkeypatch.setattr(pipeline, "run" if command == "prune" else "plan", caught)
+    out = ("--out", "unused") if command == "prune" else ()
+    invoke(command, "--model", "m", f"--{option}", value, *out, **texts)
+    assert seen[0].target is not None
+    assert seen[0].target.model_dump(exclude_none=True) == {option.replace("-", "_"): expected}
 
 
 def test_evaluate_prints_json(tiny_checkpoint: Path, texts: dict[str, str]) -> None:
@@ -85,6 +107,11 @@ def test_an_error_is_one_line_with_its_code(texts: dict[str, str], tmp_path: Pat
         (("--ratio", "1.5"), "error [invalid_ratio]"),
         ((), "error [ambiguous_target]"),
         (("--ratio", "0.5", "--layers", "1"), "error [ambiguous_target]"),
+        (("--ratio", "0.5", "--max-bytes", "1"), "error [ambiguous_target]"),
+        (("--min-speedup", "1.5", "--max-bytes", "1"), "error [ambiguous_target]"),
+        (("--max-bytes", "1"), "error [target_unreachable]"),
+        (("--max-bytes", "1000000000"), "error [target_already_met]"),
+        (("--min-speedup", "1"), "target.min_speedup"),
         (("--layers", "1,99"), "error [layers_out_of_range]"),
         (("--layers", "1,x"), "no list of layer numbers"),
         (("--ratio", "0.5", "--method", "elderr"), "Did you mean 'elder'?"),

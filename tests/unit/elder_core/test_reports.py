@@ -15,10 +15,12 @@ from elder_core.reports.assets import static_dir
 from elder_core.reports.charts import MOST_POINTS, charts, gate_path, layer_weights, training
 from elder_core.reports.html import embedded_json, render
 from elder_core.reports.summary import summary
+from elder_core.reports.targets import asked, before_training, missed
 from elder_core.reports.write import write
 from elder_core.spec import (
     Environment,
     Evaluation,
+    Expected,
     GatePoint,
     Generation,
     Ideal,
@@ -31,6 +33,7 @@ from elder_core.spec import (
     Stage,
     TrainingPoint,
 )
+from elder_core.target import Target
 
 LAYERS = 16
 REMOVED = (5, 7, 9, 10)
@@ -363,3 +366,61 @@ def test_reports_import_no_torch() -> None:
 )
 def test_numbers_for_people(written: str, expected: str) -> None:
     assert written == expected
+
+
+# Targets
+
+
+EXPECTED = Expected(
+    layers=4,
+    perplexity_before=40.0,
+    perplexity_after=46.5,
+    sequences=32,
+    kept_apart=True,
+    decode_speedup=1.31,
+    bytes_on_disk=11_549_800,
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "warning"),
+    [
+        (Target(max_perplexity_increase=0.1), "at most 10 % more perplexity", None),
+        (Target(max_perplexity_increase=0.08), "at most 8 % more perplexity", "perplexity +8.7 %"),
+        (Target(max_bytes=11_549_800), "at most 11.5 MB", None),
+        (Target(max_bytes=11_549_799), "at most 11.5 MB", "11,549,800 bytes"),
+        (Target(min_speedup=1.26), "at least 1.26 times as fast", None),
+        (Target(min_speedup=1.27), "at least 1.27 times as fast", "decode speed ×1.266"),
+    ],
+)
+def test_a_target_that_the_result_misses_is_warned_of(target: Target, words: str, warning: str | None) -> None:
+    assert asked(target) == words
+    found = missed(target, report().evaluation)
+    assert found == (f"The target, {words}, is missed: measured {warning}." if warning else None)
+
+
+def test_a_speed_that_was_not_measured_is_not_met() -> None:
+    evaluation = report().evaluation
+    slow = evaluation.model_copy(update={"ratios": {"perplexity": 1.0, "parameters": 0.8}})
+    assert "evaluation.speed is off" in (missed(Target(min_speedup=1.2), slow) or "")
+
+
+def test_what_was_expected_is_told_in_a_sentence() -> None:
+    assert before_training(EXPECTED) == (
+        "4 layers: perplexity +16 % before training, on 32 sequences kept apart from learning, "
+        "ideal decode speed ×1.31, 11.5 MB on disk"
+    )
+    poor = EXPECTED.model_copy(
+        update={"layers": 1, "perplexity_after": None, "kept_apart": False, "decode_speedup": None}
+    )
+    assert before_training(poor).startswith("1 layer: perplexity no number before training, on 32 cal")
+
+
+def test_the_page_tells_of_a_target_and_of_none() -> None:
+    spec = JobSpec(model=ModelRef(id="m"), target=Target(max_bytes=12_000_000))
+    page = render(report(spec=spec, expected=EXPECTED))
+    assert "Asked for" in page
+    assert "at most 12.0 MB" in page
+    assert "4 layers: perplexity +16 %" in page
+    assert "11,549,800 bytes" in page
+    assert "Asked for" not in render(report())

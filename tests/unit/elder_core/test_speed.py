@@ -13,7 +13,7 @@ import torch
 from elder_core.errors import Cancelled
 from elder_core.evaluation import decoding, speed
 from elder_core.evaluation.layer_clock import LayerClock
-from elder_core.evaluation.speed import compare_speed, workload
+from elder_core.evaluation.speed import compare_speed, layers_share, workload
 from elder_core.surgery import decoder_layers, remove_layers
 
 if TYPE_CHECKING:
@@ -55,6 +55,22 @@ def test_nothing_removed_has_an_ideal_of_one(pair: tuple[PreTrainedModel, PreTra
     found = compare_speed(*pair, (), work_for(pair[0], new_tokens=2), budget_seconds=0)
 
     assert found.ideal.prefill_speedup == found.ideal.decode_speedup == 1
+
+
+def test_the_share_of_all_layers_is_most_of_a_step_and_leaves_no_hook(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "FEWEST_ROUNDS", 2)
+    done: list[float] = []
+    share = layers_share(tiny_llama, work_for(tiny_llama, new_tokens=3), budget_seconds=0, tick=done.append)
+    assert 0 < share < 1
+    assert done == [0.0, 0.5, 1.0]
+    assert not any(layer._forward_hooks for layer in decoder_layers(tiny_llama))
+
+
+def test_the_share_is_of_decoding_steps_alone(tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_clocked_shares", lambda *_: [0.9, 0.2, 0.3, 0.4])
+    assert layers_share(tiny_llama, work_for(tiny_llama, new_tokens=3), budget_seconds=0) == 0.3
 
 
 def test_no_hook_stays_on_the_model(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:

@@ -1,0 +1,132 @@
+"""A job made ready: everything that its spec names found and read, before the method begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from elder_core import checkpoints, devices
+from elder_core.calibration.windows import (
+    CalibrationText,
+    EvaluationText,
+    calibration_text,
+    evaluation_text,
+    shared_documents,
+    token_stream,
+    window_length,
+)
+from elder_core.checkpoints import LoadedModel, Resolved
+from elder_core.evaluation.generation import check_prompts
+from elder_core.inspection import Sources, read_texts, text_path
+from elder_core.methods.base import Context, Method
+from elder_core.monitor import Monitor
+from elder_core.registry import find_method
+from elder_core.sizes import count_to_remove
+from elder_core.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """A spec with everything it names found: documents are read, the target fits the model.
+
+    `count` is how many layers go, None where only the loaded model can tell.
+    """
+
+    spec: JobSpec
+    device: torch.device
+    source: Resolved
+    count: int | None
+    window_length: int
+    calibration: list[str]
+    evaluation: list[str]
+
+    def method(self) -> Method:
+        return find_method(self.spec.method.name).load()(self.spec.method)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a job as tokens, and the tokenizer that made them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    calibration: CalibrationText
+    evaluation: EvaluationText
+
+
+def resolve(spec: JobSpec, sources: Sources, device: str) -> Job:
+    """Find what `spec` names, and refuse what can be refused without loading the model.
+
+    Raises:
+        InvalidInput, HubUnreachable, DeviceUnavailable: see each.
+    """
+    spec.check_target()
+    chosen = devices.choose(device)
+    source = checkpoints.resolve(spec.model, sources)
+    return Job(
+        spec=spec,
+        device=chosen,
+        source=source,
+        count=count_to_remove(spec, source.info),
+        window_length=window_length(spec.calibration.sequence_length, source.info.max_positions),
+        calibration=read_texts(text_path(spec.calibration.source, sources)),
+        evaluation=read_texts(text_path(spec.evaluation.source, sources)),
+    )
+
+
+def tokenize(job: Job, monitor: Monitor) -> Texts:
+    """The job's texts as tokens; warns of what makes its result worth less.
+
+    Raises:
+        TextEmpty, TextTooShort, PromptEmpty: a text is not enough for this model's tokenizer.
+        InvalidCheckpoint: the model has no usable tokenizer.
+    """
+    tokenizer = checkpoints.load_tokenizer(job.source.path)
+    check_prompts(job.spec.evaluation.prompts, tokenizer)
+    length = window_length(None, job.source.info.max_positions)
+    texts = Texts(
+        tokenizer,
+        _calibration(job, tokenizer),
+        evaluation_text(job.evaluation, tokenizer, length, samples=job.spec.evaluation.samples),
+    )
+    _warn(job, len(texts.calibration.learning), monitor)
+    return texts
+
+
+def load(job: Job) -> LoadedModel:
+    """The job's model on its device, whose memory is counted from here on."""
+    devices.reset_peak_memory(job.device)
+    return checkpoints.load(job.source, job.device)
+
+
+def context_of(job: Job, loaded: LoadedModel, texts: Texts, monitor: Monitor) -> Context:
+    """What the method works on."""
+    return Context(
+        model=loaded.model, windows=texts.calibration.learning, seed=job.spec.seed, device=job.device, monitor=monitor
+    )
+
+
+def _calibration(job: Job, tokenizer: PreTrainedTokenizerBase) -> CalibrationText:
+    wanted = job.spec.calibration
+    return calibration_text(
+        token_stream(job.calibration, tokenizer),
+        job.window_length,
+        samples=wanted.samples,
+        seed=wanted.seed,
+        keep_apart=job.spec.target is not None,
+    )
+
+
+def _warn(job: Job, sequences: int, monitor: Monitor) -> None:
+    samples = job.spec.calibration.samples
+    if samples is not None and sequences < samples:
+        monitor.warn(
+            f"{samples:,} calibration sequences were asked for, but the text fills only {sequences:,} of "
+            f"{job.window_length:,} tokens."
+        )
+    if shared := shared_documents(job.calibration, job.evaluation):
+        monitor.warn(
+            f"{shared:,} of {len(job.evaluation):,} evaluation documents are calibration documents too; "
+            "the figures after pruning are better than they would be on unseen text."
+        )

@@ -1,0 +1,79 @@
+"""What a run tells of itself: the model, the layers, and the report that holds everything it measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from transformers import PreTrainedModel
+
+from elder_core import devices, surgery
+from elder_core.evaluation.environment import environment
+from elder_core.evaluation.evaluate import EvaluationResult
+from elder_core.job import Job
+from elder_core.methods.base import Selection
+from elder_core.monitor import Monitor
+from elder_core.reports.targets import missed
+from elder_core.spec import Expected, LayerReport, ModelSummary, Report, TrainingPoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did to the model, before it was evaluated."""
+
+    summary: ModelSummary
+    layers: tuple[LayerReport, ...]
+    selection: Selection
+    expected: Expected | None
+    training: tuple[TrainingPoint, ...]
+
+
+def model_summary(job: Job, model: PreTrainedModel) -> ModelSummary:
+    """The unpruned `model`."""
+    info = job.source.info
+    return ModelSummary(
+        id=job.spec.model.id,
+        revision=job.source.revision,
+        architecture=info.architecture,
+        layers=info.layers,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=info.dtype,
+    )
+
+
+def layer_reports(selection: Selection, num_layers: int) -> tuple[LayerReport, ...]:
+    """Every layer, with what it was chosen or kept by."""
+    new_index = surgery.layer_map(num_layers, selection.removed)
+    return tuple(
+        LayerReport(
+            index=index,
+            weight=None if selection.weights is None else selection.weights[index],
+            removed=index in selection.removed,
+            new_index=new_index.get(index),
+        )
+        for index in range(num_layers)
+    )
+
+
+def report_of(job: Job, outcome: Outcome, result: EvaluationResult, monitor: Monitor) -> Report:
+    """The report of a run that has ended; a target that was missed is warned of."""
+    target = job.spec.target
+    if target is not None and (warning := missed(target, result.evaluation)):
+        monitor.warn(warning)
+    return Report(
+        created_at=datetime.now(UTC),
+        spec=job.spec,
+        model=outcome.summary,
+        removed_layers=outcome.selection.removed,
+        layers=outcome.layers,
+        weight_label=outcome.selection.weight_label,
+        expected=outcome.expected,
+        gate_path=outcome.selection.gate_path,
+        training=outcome.training,
+        evaluation=result.evaluation,
+        generations=result.generations,
+        stage_seconds=monitor.stage_seconds,
+        peak_memory_bytes=devices.peak_memory_bytes(job.device),
+        environment=environment(job.device),
+        warnings=tuple(monitor.warnings),
+    )
