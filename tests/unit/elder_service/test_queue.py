@@ -21,10 +21,12 @@ from elder_service.settings import Settings
 app = queue.make_celery(Settings())
 app.conf.task_default_queue = sys.argv[1]
 def run_next_job():
-    print("taken", flush=True)
+    with open(sys.argv[2], "a") as file:
+        file.write("taken ")
 app.task(run_next_job, name=queue.HINT_TASK, ignore_result=True)
 app.worker_main(["worker", "--pool=threads", "--concurrency=1", "--without-gossip", "--without-mingle"])
 """
+WAIT_SECONDS = 60
 
 
 @pytest.mark.parametrize("broker", ["folders", "redis"])
@@ -41,12 +43,15 @@ def test_a_worker_drops_a_hint_that_is_too_old(
         assert all(queue.send_hint(app) for _ in range(3))
     time.sleep(0.2)
     assert queue.send_hint(app)  # the last in the queue: when it is taken, the worker has seen the others
-    command = [sys.executable, "-c", WORKER, app.conf.task_default_queue]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "taken\n"
-        worker.terminate()
-        assert "taken" not in worker.stdout.read()
+    taken, log = tmp_path / "taken", tmp_path / "log"
+    command = [sys.executable, "-c", WORKER, app.conf.task_default_queue, str(taken)]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as worker:
+        end = time.monotonic() + WAIT_SECONDS
+        while not taken.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        worker.terminate()  # it finishes what it has taken
+    assert taken.exists(), log.read_text()
+    assert taken.read_text() == "taken "
     app.close()
 
 
