@@ -25,6 +25,8 @@
     │       ├── TextEmpty               text_empty
     │       ├── TextTooLarge            text_too_large
     │       ├── TextTooShort            text_too_short
+    │       ├── CalibrationTooSmall     calibration_too_small
+    │       ├── TextOverlap             text_overlap
     │       ├── SequenceTooLong         sequence_too_long
     │       └── PromptEmpty             prompt_empty
     ├── HubUnreachable                  hub_unreachable (retryable)
@@ -192,6 +194,18 @@ class TextTooShort(TextError):
     """The text is shorter than one sequence."""
 
     code = "text_too_short"
+
+
+class CalibrationTooSmall(TextError):
+    """The budget would go through the calibration text more often than does any good."""
+
+    code = "calibration_too_small"
+
+
+class TextOverlap(TextError):
+    """Evaluation documents are calibration documents too."""
+
+    code = "text_overlap"
 
 
 class SequenceTooLong(TextError):

@@ -239,8 +239,10 @@ def read_texts(path: Path) -> list[str]:
     return documents
 
 
-def check_beginning(path: Path, sequence_length: int = 1, *, beginning_bytes: int = BEGINNING_BYTES) -> None:
+def check_beginning(path: Path, sequence_length: int = 1, *, beginning_bytes: int = BEGINNING_BYTES) -> int:
     """Check a text as far as its first bytes show, in little memory however large it is; `read_texts` reads it all.
+
+    Returns the most tokens that any tokenizer can make of it.
 
     Raises:
         TextFormat, TextNotUtf8: the message names the file and line.
@@ -252,17 +254,19 @@ def check_beginning(path: Path, sequence_length: int = 1, *, beginning_bytes: in
     whole = len(raw) <= beginning_bytes
     documents = _documents(path, raw if whole else _up_to_last_line(raw))
     if not whole:
-        return
+        return 3 * path.stat().st_size  # a document has a byte or more
     if not documents:
         raise TextEmpty(f"{path.name} holds no text.", loc=("source",))
     size = sum(len(document.encode()) for document in documents)
     # A token is a byte or more; a document may get one more token before it and one after it.
-    if size + 2 * len(documents) < sequence_length:
+    most_tokens = size + 2 * len(documents)
+    if most_tokens < sequence_length:
         raise TextTooShort(
             f"{path.name} holds {size:,} bytes of text, too few for one sequence of {sequence_length:,} tokens; "
             "give more text, or a shorter sequence where the job has the choice.",
             loc=("source",),
         )
+    return most_tokens
 
 
 def default_sequence_length(max_positions: int | None) -> int:

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from elder_core import checkpoints, devices
+from elder_core.budgets import check_budget
 from elder_core.calibration.windows import (
     CalibrationText,
     EvaluationText,
@@ -22,6 +23,7 @@ from elder_core.evaluation.generation import check_prompts
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.methods.base import Context, Method
 from elder_core.monitor import Monitor
+from elder_core.overlap import check_sources, refuse_overlap
 from elder_core.registry import find_method
 from elder_core.sizes import count_to_remove
 from elder_core.spec import JobSpec
@@ -41,6 +43,7 @@ class Job:
     window_length: int
     calibration: list[str]
     evaluation: list[str]
+    overlapping_documents: int
 
     def method(self) -> Method:
         return find_method(self.spec.method.name).load()(self.spec.method)
@@ -64,14 +67,18 @@ def resolve(spec: JobSpec, sources: Sources, device: str) -> Job:
     spec.check_target()
     chosen = devices.choose(device)
     source = checkpoints.resolve(spec.model, sources)
+    check_sources(spec, sources)
+    calibration = read_texts(text_path(spec.calibration.source, sources))
+    evaluation = read_texts(text_path(spec.evaluation.source, sources))
     return Job(
         spec=spec,
         device=chosen,
         source=source,
         count=count_to_remove(spec, source.info),
         window_length=window_length(spec.calibration.sequence_length, source.info.max_positions),
-        calibration=read_texts(text_path(spec.calibration.source, sources)),
-        evaluation=read_texts(text_path(spec.evaluation.source, sources)),
+        calibration=calibration,
+        evaluation=evaluation,
+        overlapping_documents=_overlap(spec, calibration, evaluation),
     )
 
 
@@ -79,7 +86,7 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
     """The job's texts as tokens; warns of what makes its result worth less.
 
     Raises:
-        TextEmpty, TextTooShort, PromptEmpty: a text is not enough for this model's tokenizer.
+        TextEmpty, TextTooShort, CalibrationTooSmall, PromptEmpty: a text is not enough for this model's tokenizer.
         InvalidCheckpoint: the model has no usable tokenizer.
     """
     tokenizer = checkpoints.load_tokenizer(job.source.path)
@@ -90,6 +97,7 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
         _calibration(job, tokenizer),
         evaluation_text(job.evaluation, tokenizer, length, samples=job.spec.evaluation.samples),
     )
+    check_budget(job.spec, job.window_length, len(texts.calibration.learning), job.count)
     _warn(job, len(texts.calibration.learning), monitor)
     return texts
 
@@ -105,6 +113,14 @@ def context_of(job: Job, loaded: LoadedModel, texts: Texts, monitor: Monitor) ->
     return Context(
         model=loaded.model, windows=texts.calibration.learning, seed=job.spec.seed, device=job.device, monitor=monitor
     )
+
+
+def _overlap(spec: JobSpec, calibration: list[str], evaluation: list[str]) -> int:
+    """How many evaluation documents calibration sees too, where that is allowed."""
+    shared = shared_documents(calibration, evaluation)
+    if shared and not spec.evaluation.allow_overlap:
+        refuse_overlap(f"{shared:,} of {len(evaluation):,} evaluation documents are calibration documents too")
+    return shared
 
 
 def _calibration(job: Job, tokenizer: PreTrainedTokenizerBase) -> CalibrationText:
@@ -125,8 +141,8 @@ def _warn(job: Job, sequences: int, monitor: Monitor) -> None:
             f"{samples:,} calibration sequences were asked for, but the text fills only {sequences:,} of "
             f"{job.window_length:,} tokens."
         )
-    if shared := shared_documents(job.calibration, job.evaluation):
+    if job.overlapping_documents:
         monitor.warn(
-            f"{shared:,} of {len(job.evaluation):,} evaluation documents are calibration documents too; "
-            "the figures after pruning are better than they would be on unseen text."
+            f"{job.overlapping_documents:,} of {len(job.evaluation):,} evaluation documents are calibration documents "
+            "too; the figures after pruning are better than they would be on unseen text."
         )

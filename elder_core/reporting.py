@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from transformers import PreTrainedModel
 
@@ -13,8 +15,12 @@ from elder_core.evaluation.evaluate import EvaluationResult
 from elder_core.job import Job
 from elder_core.methods.base import Selection
 from elder_core.monitor import Monitor
+from elder_core.reports.charts import spread
 from elder_core.reports.targets import missed
 from elder_core.spec import Expected, LayerReport, ModelSummary, Report, TrainingPoint
+
+MOST_POINTS = 1000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,17 @@ def report_of(job: Job, outcome: Outcome, result: EvaluationResult, monitor: Mon
         layers=outcome.layers,
         weight_label=outcome.selection.weight_label,
         expected=outcome.expected,
-        gate_path=outcome.selection.gate_path,
-        training=outcome.training,
-        evaluation=result.evaluation,
+        gate_path=thinned(outcome.selection.gate_path),
+        training=thinned(outcome.training),
+        evaluation=result.evaluation.model_copy(update={"overlapping_documents": job.overlapping_documents}),
         generations=result.generations,
         stage_seconds=monitor.stage_seconds,
         peak_memory_bytes=devices.peak_memory_bytes(job.device),
         environment=environment(job.device),
         warnings=tuple(monitor.warnings),
     )
+
+
+def thinned(points: Sequence[T]) -> tuple[T, ...]:
+    """At most `MOST_POINTS` of `points`, evenly spread, the first and the last among them."""
+    return tuple(points[place] for place in spread(len(points), MOST_POINTS))

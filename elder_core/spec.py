@@ -95,6 +95,11 @@ class EvaluationSpec(Strict):
     samples: int | None = Field(
         default=128, ge=1, description="Sequences to use, spread evenly over the whole text; null uses all there are."
     )
+    allow_overlap: bool = Field(
+        default=False,
+        description="Measure on documents that are calibration documents too; the report is then marked, since its "
+        "figures are better than on unseen text.",
+    )
     speed: bool = Field(default=True, description="Measure prefill and decoding speed and peak memory.")
     generation: bool = Field(default=True, description="Generate three texts side by side.")
     prompts: tuple[Prompt, ...] | None = Field(
@@ -242,6 +247,10 @@ class Evaluation(Strict):
     """Before and after, on text that calibration never saw. `ratios` holds after / before by field name."""
 
     source: str
+    overlapping_documents: int = Field(
+        default=0,
+        description="How many of the text's documents calibration did see; above 0 the figures are flattered.",
+    )
     sequences: int
     sequence_length: int
     tokens: int
@@ -343,8 +352,8 @@ class Report(Strict):
     layers: tuple[LayerReport, ...]
     weight_label: str = Field(description="What a layer's weight is, in a few words, for people.")
     expected: Expected | None = Field(default=None, description="Where the job named a target: what it was met by.")
-    gate_path: tuple[GatePoint, ...] = ()
-    training: tuple[TrainingPoint, ...] = ()
+    gate_path: tuple[GatePoint, ...] = Field(default=(), description="At most 1,000 points, evenly spread.")
+    training: tuple[TrainingPoint, ...] = Field(default=(), description="At most 1,000 points, evenly spread.")
     evaluation: Evaluation
     generations: tuple[Generation, ...] = ()
     stage_seconds: dict[Stage, float]

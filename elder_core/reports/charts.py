@@ -127,7 +127,7 @@ def layer_weights(layers: Sequence[LayerReport], label: str) -> Chart:
 
 def gate_path(points: Sequence[GatePoint], removed: Sequence[int]) -> Chart:
     """One line a layer over all updates of stage 1."""
-    places = _spread(len(points), MOST_POINTS)
+    places = spread(len(points), MOST_POINTS)
     layers = range(len(points[0].weights) if points else 0)
     order = {layer: place for place, layer in enumerate(sorted(removed))}
     datasets = [
@@ -168,7 +168,7 @@ def _training(field: str, title: str, summary: str, points: Sequence[TrainingPoi
     if not known:
         return None
     updates, values = [update for update, _ in known], [float(value) for _, value in known]
-    places = _spread(len(known), MOST_POINTS)
+    places = spread(len(known), MOST_POINTS)
     datasets = [_line(title, "--chart-1", [updates[place] for place in places], [values[place] for place in places])]
     if field == "loss" and len(values) >= SMOOTH_FROM:
         smooth = _smoothed(values)
@@ -176,7 +176,7 @@ def _training(field: str, title: str, summary: str, points: Sequence[TrainingPoi
         datasets.append(
             _line("Smoothed", "--chart-1", [updates[place] for place in places], [smooth[place] for place in places])
         )
-    rows = tuple((updates[place], formatting.number(values[place])) for place in _spread(len(known), MOST_ROWS))
+    rows = tuple((updates[place], formatting.number(values[place])) for place in spread(len(known), MOST_ROWS))
     y_axis = _axis(None) | (_UNIT if field == "gate" else {"type": _scale(values)})
     return Chart(
         f"training-{field}",
@@ -256,7 +256,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _spread(length: int, most: int) -> list[int]:
+def spread(length: int, most: int) -> list[int]:
     """At most `most` places below `length`, evenly spread, the first and the last among them."""
     if length <= most:
         return list(range(length))

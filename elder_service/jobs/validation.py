@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from elder_core import inspection
+from elder_core import budgets, inspection
 from elder_core.errors import ElderError, SequenceTooLong
 from elder_core.inspection import Sources
+from elder_core.overlap import check_sources
 from elder_core.sizes import count_to_remove
 from elder_core.spec import JobSpec
 
@@ -19,18 +20,21 @@ def check(spec: JobSpec, sources: Sources) -> None:
     beginning.
     """
     spec.check_target()
-    default_length = 1  # of a hub model not known before its config is there
+    default_length, count = 1, None  # of a hub model not known before its config is there
     if not inspection.is_hub_id(spec.model.id):
         with _blaming("model", "id"):
             info = inspection.inspect_checkpoint(inspection.local_model(spec.model.id, sources))
-        count_to_remove(spec, info)
+        count = count_to_remove(spec, info)
         _check_sequence_length(spec, info.max_positions)
         default_length = inspection.default_sequence_length(info.max_positions)
+    length = spec.calibration.sequence_length or default_length
     with _blaming("calibration", "source"):
-        path = inspection.text_path(spec.calibration.source, sources)
-        inspection.check_beginning(path, spec.calibration.sequence_length or default_length)
+        most_tokens = inspection.check_beginning(inspection.text_path(spec.calibration.source, sources), length)
     with _blaming("evaluation", "source"):
         inspection.check_beginning(inspection.text_path(spec.evaluation.source, sources), default_length)
+    check_sources(spec, sources)
+    if length > 1:
+        budgets.check_budget(spec, length, most_tokens // length, count)
 
 
 @contextmanager

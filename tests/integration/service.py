@@ -120,12 +120,12 @@ def job(**fields: Any) -> dict[str, Any]:
 
 def endless(**fields: Any) -> dict[str, Any]:
     """Fields of a job that does not end by itself."""
-    return {"method": {"gate_steps": 100_000}, **fields}
+    return {"method": {"updates": None, "seconds": 3600}, **fields}
 
 
 def running_steps(found: Any) -> bool:
-    """The job is learning layer weights."""
-    return found["status"] == "running" and found["stage"] == "selecting" and found["progress"]["step"] > 0
+    """The job is training."""
+    return found["status"] == "running" and found["stage"] == "regularizing" and found["progress"]["step"] > 0
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def test_a_job_from_submission_to_download(service: Service, tmp_path: Path) -> 
     job = service.wait(job_id, ended)
     assert job["status"] == "succeeded", (job["error"], service.logs())
     assert job["result"]["layers_after"] == 4
-    assert [entry["stage"] for entry in job["stage_history"]][:3] == ["resolving", "loading", "calibrating"]
+    assert [entry["stage"] for entry in job["stage_history"]][:3] == ["resolving", "calibrating", "loading"]
     assert service.events(job_id) == ["job.created", "job.started", "job.succeeded"]
     for file in service.get(f"/v1/jobs/{job_id}/artifacts")["data"]:
         target = tmp_path / "download" / file["name"]
@@ -99,7 +99,7 @@ def test_a_killed_child_is_told_of_and_tried_again(service: Service) -> None:
     job = service.wait(job_id, ended)
     assert job["status"] == "failed"
     assert job["error"]["code"] == "runner_died"
-    assert job["error"]["stage"] == "selecting"
+    assert job["error"]["stage"] == "regularizing"
     assert job["error"]["details"]["signal"] == "SIGKILL"
     assert job_id in job["error"]["details"]["log_tail"][0]
     assert service.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started", "job.failed"]

@@ -26,15 +26,16 @@ def texts(settings: Settings) -> Path:
 def test_a_text_shorter_than_one_sequence_of_the_default_length(client: TestClient, texts: Path, part: str) -> None:
     (texts / "short.txt").write_text("short")
     (texts / "enough.txt").write_text("x" * LENGTH)
+    untrained = {"name": "shortgpt"}
     problem = refuse(client, {**JOB, part: {"source": "local:short.txt"}})
     assert (problem["code"], problem["errors"][0]["loc"]) == ("text_too_short", [part, "source"])
     assert f"one sequence of {LENGTH} tokens" in problem["detail"]
-    submit(client, **{part: {"source": "local:enough.txt"}})
+    submit(client, method=untrained, **{part: {"source": "local:enough.txt"}})
 
 
 def test_the_evaluation_is_not_held_to_the_calibration_length(client: TestClient, texts: Path) -> None:
     (texts / "a.txt").write_text("x" * 100)
-    submit(client, calibration={"source": "local:a.txt", "sequence_length": 100})
+    submit(client, method={"name": "shortgpt"}, calibration={"source": "local:a.txt", "sequence_length": 100})
     both = {"calibration": {"sequence_length": 8}, "evaluation": {"source": "local:a.txt"}}
     assert refuse(client, {**JOB, **both})["code"] == "text_too_short"
 
@@ -43,7 +44,8 @@ def test_of_a_hub_model_only_a_length_that_is_named_is_known(client: TestClient,
     (texts / "short.txt").write_text("short")
     job: dict[str, Any] = {**JOB, "model": {"id": "HuggingFaceTB/SmolLM2-135M"}}
     short = {"source": "local:short.txt"}
-    submit(client, **{**job, "calibration": short, "evaluation": short})
+    submit(client, **{**job, "calibration": short})
+    submit(client, **{**job, "evaluation": short})
     assert refuse(client, {**job, "calibration": {**short, "sequence_length": 64}})["code"] == "text_too_short"
 
 
@@ -60,7 +62,41 @@ def test_submission_never_reads_a_whole_text(client: TestClient, texts: Path, mo
     with (texts / "large.jsonl").open("w") as file:
         file.write('{"text": "a text of twenty-six."}\n' * 40_000)
         file.write("what the worker will refuse")
-    submit(client, calibration={"source": "local:large.jsonl"}, evaluation={"source": "local:large.jsonl"})
+    both = {"calibration": {"source": "local:large.jsonl"}, "evaluation": {"source": "local:large.jsonl"}}
+    both["evaluation"] |= {"allow_overlap": True}
+    submit(client, **both)
+
+
+def test_one_text_for_both_is_refused_however_it_is_named(client: TestClient, texts: Path) -> None:
+    (texts / "a.txt").write_text("x" * 100_000)
+    (texts / "b.txt").hardlink_to(texts / "a.txt")
+    one, other = {"source": "local:a.txt"}, {"source": "local:b.txt"}
+    for evaluation in (one, other):
+        problem = refuse(client, {**JOB, "calibration": one, "evaluation": evaluation})
+        assert (problem["code"], problem["errors"][0]["loc"]) == ("text_overlap", ["evaluation", "source"])
+    submit(client, calibration=one, evaluation={**one, "allow_overlap": True})
+
+
+@pytest.mark.parametrize(
+    ("changes", "loc"),
+    [
+        ({"calibration": {"samples": 8}}, "samples"),
+        ({"calibration": {"source": "local:small.txt"}}, "source"),
+        ({"method": {"name": "elder", "updates": 1_000_000}}, "source"),
+        ({"method": {"name": "elder", "tokens": 0}, "calibration": {"samples": 5}}, "samples"),
+    ],
+)
+def test_a_budget_far_above_the_text_is_refused(
+    client: TestClient, texts: Path, changes: dict[str, Any], loc: str
+) -> None:
+    (texts / "small.txt").write_text("x" * 1000)
+    problem = refuse(client, {**JOB, **changes})
+    assert (problem["code"], problem["errors"][0]["loc"]) == ("calibration_too_small", ["calibration", loc])
+
+
+def test_the_budget_on_a_hub_model_is_known_where_the_length_is_named(client: TestClient) -> None:
+    job = {**JOB, "model": {"id": "HuggingFaceTB/SmolLM2-135M"}, "calibration": {"samples": 2, "sequence_length": 64}}
+    assert refuse(client, job)["code"] == "calibration_too_small"
 
 
 @pytest.mark.parametrize(

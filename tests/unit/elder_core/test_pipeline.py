@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from elder_core import devices, pipeline
+from elder_core import devices, pipeline, reporting
 from elder_core.checkpoints import verify
 from elder_core.errors import (
+    CalibrationTooSmall,
     Cancelled,
     DeviceUnavailable,
     ElderError,
@@ -23,6 +24,7 @@ from elder_core.errors import (
     SequenceTooLong,
     TextEmpty,
     TextNotFound,
+    TextOverlap,
     TextTooShort,
 )
 from elder_core.inspection import Sources
@@ -72,6 +74,40 @@ def test_a_run_writes_a_shorter_checkpoint_and_its_report(spec: JobSpec, tmp_pat
     written = (tmp_path / "out/report/report.json").read_text()
     assert Report.model_validate_json(written) == report
     assert (tmp_path / "out/report/report.html").is_file()
+
+
+def test_a_long_run_has_a_small_report(spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "MOST_POINTS", 3)
+    method = ElderParameters(gate_steps=5, gate_patience=0, updates=6)
+    report = run(spec.model_copy(update={"method": method}), tmp_path)
+    assert [point.step for point in report.gate_path] == [1, 3, 5]
+    assert [point.update for point in report.training][::2] == [1, 6]
+    assert len(report.training) == 3
+
+
+@pytest.mark.parametrize("length", [0, 1, 999, 1000, 1001, 54_321])
+def test_points_are_thinned_to_a_thousand_with_both_ends(length: int) -> None:
+    kept = reporting.thinned(range(length))
+    assert len(kept) == min(length, 1000)
+    assert list(kept) == sorted(set(kept))
+    assert kept[:1] + kept[-1:] == tuple(range(length))[:1] + tuple(range(length))[-1:]
+
+
+def test_a_prompt_without_a_token_is_refused_before_loading(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[object, object]] = []
+    monkeypatch.setattr("elder_core.job.check_prompts", lambda *given: seen.append(given))
+    stages: list[Stage] = []
+    evaluation = spec.evaluation.model_copy(update={"prompts": ("ab",)})
+    with pytest.raises(Cancelled):
+        run(
+            spec.model_copy(update={"evaluation": evaluation}),
+            tmp_path,
+            progress=lambda point: stages.append(point.stage),
+            cancelled=lambda: Stage.LOADING in stages,
+        )
+    assert [prompts for prompts, _ in seen] == [("ab",)]
 
 
 def test_the_same_spec_gives_the_same_bytes(spec: JobSpec, tmp_path: Path) -> None:
@@ -127,10 +163,48 @@ def test_speed_and_generation_are_in_the_report(spec: JobSpec, tmp_path: Path) -
     assert [generation.prompt for generation in report.generations] == ["ab"]
 
 
-def test_shared_documents_are_warned_of(spec: JobSpec, tmp_path: Path) -> None:
-    same = spec.evaluation.model_copy(update={"source": spec.calibration.source})
-    report = run(spec.model_copy(update={"evaluation": same}), tmp_path)
-    assert any("1 of 1 evaluation documents" in warning for warning in report.warnings)
+def with_shared_document(spec: JobSpec, tmp_path: Path, **changes: object) -> JobSpec:
+    """Evaluation text of two documents, the second of which is the calibration text."""
+    documents = [Path(source).read_text() for source in (spec.evaluation.source, spec.calibration.source)]
+    path = tmp_path / "shared.jsonl"
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"source": str(path), **changes})})
+
+
+def test_shared_documents_are_refused_before_loading(spec: JobSpec, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(TextOverlap, match=r"1 of 2 evaluation documents.*allow_overlap") as caught:
+        run(with_shared_document(spec, tmp_path), tmp_path / "out", progress=seen.append)
+    assert caught.value.loc == ("evaluation", "source")
+    assert {point.stage for point in seen} == {Stage.RESOLVING}
+
+
+def test_where_shared_documents_are_allowed_the_report_is_marked(spec: JobSpec, tmp_path: Path) -> None:
+    report = run(with_shared_document(spec, tmp_path, allow_overlap=True), tmp_path / "out")
+    assert any("1 of 2 evaluation documents" in warning for warning in report.warnings)
+    assert report.evaluation.overlapping_documents == 1
+    page = (tmp_path / "out/report/report.html").read_text()
+    assert "Not measured on unseen text" in page
+    assert "text that it never saw" not in page
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"updates": 497}, r"read 994 sequences of 16 tokens.*Give 63 sequences \(1,008 tokens\).*at most updates 496"),
+        ({"tokens": 15_873}, r"read 994 sequences.*at most tokens 15,872"),
+        ({"updates": 2, "gate_steps": 497}, r"layer weights would read 994 sequences.*at most gate_steps 496"),
+    ],
+)
+def test_a_text_read_more_than_16_times_is_refused_before_loading(
+    spec: JobSpec, tmp_path: Path, budget: dict[str, int], message: str
+) -> None:
+    method = ElderParameters(**({"gate_steps": 2, "gate_batch_size": 2, "batch_size": 2} | budget))
+    seen: list[Progress] = []
+    with pytest.raises(CalibrationTooSmall, match=message) as caught:
+        run(spec.model_copy(update={"method": method}), tmp_path / "out", progress=seen.append)
+    assert caught.value.loc == ("calibration", "source")
+    assert Stage.LOADING not in {point.stage for point in seen}
 
 
 def test_fewer_sequences_than_asked_for_are_warned_of(spec: JobSpec, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""How often a job may go through its calibration text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from elder_core.budgets import MOST_TIMES, check_budget
+from elder_core.errors import CalibrationTooSmall
+from elder_core.parameters import ElderParameters, MethodParameters, ShortGptParameters
+from elder_core.spec import CalibrationSpec, JobSpec, ModelRef
+
+LENGTH = 10
+SEQUENCES = 4
+MOST = MOST_TIMES * SEQUENCES  # sequences that may be read
+
+
+def job(method: MethodParameters, **fields: Any) -> JobSpec:
+    return JobSpec(model=ModelRef(id="m"), method=method, **{"layers_to_remove": 4, **fields})
+
+
+def training(**budget: Any) -> ShortGptParameters:
+    return ShortGptParameters(batch_size=1, **budget)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        training(updates=MOST),
+        training(tokens=MOST * LENGTH),
+        training(tokens=0),
+        training(seconds=10_000_000),
+        ElderParameters(tokens=0, gate_steps=MOST),
+        ElderParameters(tokens=0, gate_steps=MOST // 4, layers_per_round=1),
+    ],
+)
+def test_sixteen_times_are_taken(method: MethodParameters) -> None:
+    check_budget(job(method), LENGTH, SEQUENCES, 4)
+
+
+@pytest.mark.parametrize(
+    ("method", "allowed"),
+    [
+        (training(updates=MOST + 1), f"updates {MOST}"),
+        (training(tokens=MOST * LENGTH + 1), f"tokens {MOST * LENGTH}"),
+        (ShortGptParameters(batch_size=3, updates=MOST // 3 + 1), f"updates {MOST // 3}"),
+        (ElderParameters(tokens=0, gate_steps=MOST + 1), f"gate_steps {MOST}"),
+        (ElderParameters(tokens=0, gate_steps=MOST // 4 + 1, layers_per_round=1), f"gate_steps {MOST // 4}"),
+    ],
+)
+def test_more_is_refused_with_what_is_allowed(method: MethodParameters, allowed: str) -> None:
+    with pytest.raises(CalibrationTooSmall, match=f"at most {allowed}\\.") as caught:
+        check_budget(job(method), LENGTH, SEQUENCES, 4)
+    assert caught.value.loc == ("calibration", "source")
+
+
+def test_fewer_samples_than_there_are_count() -> None:
+    few = job(training(updates=33), calibration=CalibrationSpec(samples=2))
+    with pytest.raises(CalibrationTooSmall, match="no more than 2") as caught:
+        check_budget(few, LENGTH, SEQUENCES, 4)
+    assert caught.value.loc == ("calibration", "samples")
+
+
+def test_named_layers_need_no_weights() -> None:
+    method = ElderParameters(tokens=0, gate_steps=100_000)
+    check_budget(job(method, layers_to_remove=None, layers=(1,)), LENGTH, SEQUENCES, 1)
+
+
+def test_rounds_that_are_not_known_yet_count_as_one() -> None:
+    check_budget(job(ElderParameters(tokens=0, gate_steps=MOST, layers_per_round=1)), LENGTH, SEQUENCES, None)
