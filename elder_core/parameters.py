@@ -132,7 +132,7 @@ class ElderParameters(TrainingParameters):
         "all in one round, and then searches.",
     )
     search_samples: int = Field(
-        default=8,
+        default=16,
         ge=0,
         le=1_000_000,
         description="Sequences on which chosen layers are exchanged for others while the loss falls; 0: never.",
