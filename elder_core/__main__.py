@@ -2,6 +2,7 @@
 
     prune     remove layers; write the checkpoint and its report to a folder
     plan      show which layers would go and what that is expected to cost; write nothing
+    sweep     remove layers to several depths, and compare them
     evaluate  measure one checkpoint
 
 Exit status: 0 done; 2 bad usage or an error, which stands on stderr as `error [code]: message`; 130 interrupted.
@@ -10,9 +11,9 @@ Exit status: 0 done; 2 bad usage or an error, which stands on stderr as `error [
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -25,6 +26,7 @@ from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
 SOURCES = Sources(allow_paths=True)
+N = TypeVar("N", int, float)
 
 Model = Annotated[str, typer.Option(help="Checkpoint folder, builtin:NAME, or hub id OWNER/NAME.")]
 Ratio = Annotated[float | None, typer.Option(help="Share of the layers to remove.")]
@@ -111,6 +113,44 @@ def plan(
     _print_warnings(found.warnings)
     Console().print(console.layers_table(found.layers, found.weight_label))
     Console().print(console.expected_table(found.expected))
+
+
+@app.command()
+def sweep(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for one folder a depth, and sweep.json.")],
+    ratios: Annotated[str | None, typer.Option(help="Shares of the layers to remove, such as 0.25,0.375.")] = None,
+    counts: Annotated[str | None, typer.Option(help="Numbers of layers to remove, such as 4,6.")] = None,
+    calibration: Calibration = CALIBRATION,
+    evaluation: Evaluation = EVALUATION,
+    method: MethodName = "elder",
+    settings: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Remove layers to several depths, each from the dense model. Finished depths stay if it ends early."""
+    with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
+        spec = _spec(model, {}, calibration, evaluation, method, settings, seed)
+        found = pipeline.sweep(
+            spec,
+            out=out,
+            ratios=_numbers("--ratios", ratios, float),
+            counts=_numbers("--counts", counts, int),
+            sources=SOURCES,
+            device=device,
+            progress=progress,
+            cancelled=cancelled,
+        )
+    _print_warnings([f"{depth.folder}: {warning}" for depth in found.depths for warning in depth.warnings])
+    Console().print(console.sweep_table(found))
+    Console(soft_wrap=True).print(f"A folder for each depth, and sweep.json: {out}", highlight=False)
+
+
+def _numbers(option: str, text: str | None, kind: Callable[[str], N]) -> list[N]:
+    try:
+        return [kind(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text!r} is no list of numbers with commas between.") from None
 
 
 @app.command()

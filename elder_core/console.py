@@ -13,7 +13,9 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from elder_core.errors import Cancelled, ElderError
+from elder_core.reports.formatting import change
 from elder_core.spec import Expected, LayerReport, Measurement, Progress, Report
+from elder_core.sweep import Sweep
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
@@ -142,6 +144,31 @@ def report_table(report: Report) -> Table:
             ratio = evaluation.ratios.get(field)
             table.add_row(name, form.format(before), form.format(after), "" if ratio is None else f"{ratio:.3f}")
     return table
+
+
+def sweep_table(found: Sweep) -> Table:
+    """A row for the dense model, and one for each depth."""
+    table = Table(title=f"{found.model.id} by {found.method}")
+    for name in ("layers", "parameters", "bytes on disk", "perplexity", "change", "decoding", "ideal"):
+        table.add_column(name, justify="right")
+    before = found.depths[0].evaluation.before
+    _add_measured(table, before, "", "", "")
+    for depth in found.depths:
+        evaluation = depth.evaluation
+        speed, ideal = evaluation.ratios.get("decode_tokens_per_second"), evaluation.ideal
+        _add_measured(
+            table,
+            evaluation.after,
+            change(evaluation.ratios["perplexity"]),
+            "" if speed is None else f"× {speed:.2f}",
+            "" if ideal is None else f"× {ideal.decode_speedup:.2f}",
+        )
+    return table
+
+
+def _add_measured(table: Table, measured: Measurement, *rest: str) -> None:
+    perplexity = f"{measured.perplexity:.3f}"
+    table.add_row(str(measured.layers), f"{measured.parameters:,}", f"{measured.bytes_on_disk:,}", perplexity, *rest)
 
 
 def measurement_table(measurement: Measurement, title: str) -> Table:

@@ -1,25 +1,21 @@
-"""One run, from a spec to a checkpoint and its report."""
+"""What the library does with a spec: a run, from it to a checkpoint and its report; a plan; a sweep; a measurement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from elder_core import checkpoints, depth, devices, surgery
-from elder_core.calibration.windows import EvaluationText, evaluation_text, window_length
-from elder_core.checkpoints import LoadedModel, Provenance, Resolved
-from elder_core.evaluation.environment import environment
-from elder_core.evaluation.evaluate import EvaluationResult, evaluate
+from elder_core import checkpoints, depth, devices
+from elder_core.calibration.windows import evaluation_text, window_length
 from elder_core.evaluation.single import evaluate_one
-from elder_core.evaluation.speed import workload
-from elder_core.inspection import Sources, inspect_checkpoint, read_texts, text_path
-from elder_core.job import Job, context_of, load, resolve, tokenize
-from elder_core.methods.base import Selection
+from elder_core.execution import evaluate_saved, prune
+from elder_core.inspection import Sources, read_texts, text_path
+from elder_core.job import Job, Texts, context_of, load, resolve, tokenize
+from elder_core.methods.base import Context, Method, Selection
 from elder_core.monitor import Monitor
-from elder_core.reporting import Outcome, layer_reports, model_summary, report_of
+from elder_core.reporting import layer_reports, model_summary, report_of
 from elder_core.reports.write import write
 from elder_core.spec import (
     EvaluationSpec,
@@ -33,6 +29,9 @@ from elder_core.spec import (
     Report,
     Stage,
 )
+from elder_core.sweep import Sweep, sweep
+
+__all__ = ["Plan", "Sweep", "measure", "plan", "run", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -72,34 +71,18 @@ def run(
             job = resolve(spec, sources, device)
         with monitor.entered(Stage.CALIBRATING):
             texts = tokenize(job, monitor)
-        with monitor.entered(Stage.LOADING):
-            loaded = load(job)
-        method, context, expected = job.method(), context_of(job, loaded, texts, monitor), None
-        with monitor.entered(Stage.SELECTING):
-            if spec.target is None:
-                selection = depth.choose(job, method, context)
-            else:
-                selection, expected = depth.choose_with_cost(job, method, context, texts.calibration)
-        with monitor.entered(Stage.REGULARIZING):
-            training = method.regularize(context, selection.removed)
-        outcome = Outcome(
-            summary=model_summary(job, loaded.model),
-            layers=layer_reports(selection, job.source.info.layers),
-            selection=selection,
-            expected=expected,
-            training=training,
-        )
-        with monitor.entered(Stage.PRUNING):
-            surgery.remove_layers(loaded.model, selection.removed)
-        with monitor.entered(Stage.EXPORTING):
-            _export(job, loaded, model_dir, outcome)
-        tokenizer = loaded.tokenizer
-        del context, loaded  # the saved checkpoint is what is measured, without this one's memory
-        with monitor.entered(Stage.EVALUATING):
-            result = _evaluate(job, tokenizer, texts.evaluation, selection, model_dir, monitor)
+        outcome = prune(job, texts, partial(_choose, job, texts), model_dir, monitor)
+        result = evaluate_saved(job, texts, outcome.selection, model_dir, monitor)
     report = report_of(job, outcome, result, monitor)
     write(report, report_dir)
     return report
+
+
+def _choose(job: Job, texts: Texts, method: Method, context: Context) -> tuple[Selection, Expected | None]:
+    """The cost of a choice is measured where a target asks for it."""
+    if job.spec.target is None:
+        return depth.choose(job, method, context), None
+    return depth.choose_with_cost(job, method, context, texts.calibration)
 
 
 def plan(
@@ -169,47 +152,3 @@ def measure(
                 progress=progress,
                 check_cancelled=monitor.check_cancelled,
             )
-
-
-def _export(job: Job, loaded: LoadedModel, model_dir: Path, outcome: Outcome) -> None:
-    provenance = Provenance(
-        spec=job.spec,
-        source=outcome.summary,
-        layers=outcome.layers,
-        weight_label=outcome.selection.weight_label,
-        versions=environment(job.device).versions,
-    )
-    output = job.spec.output
-    checkpoints.save(
-        loaded.model,
-        model_dir,
-        source=job.source.path,
-        provenance=provenance,
-        dtype=output.dtype,
-        max_shard_bytes=output.max_shard_bytes,
-    )
-
-
-def _evaluate(
-    job: Job,
-    tokenizer: PreTrainedTokenizerBase,
-    text: EvaluationText,
-    selection: Selection,
-    model_dir: Path,
-    monitor: Monitor,
-) -> EvaluationResult:
-    saved = Resolved(model_dir, revision="", info=inspect_checkpoint(model_dir))
-    return evaluate(
-        lambda: (checkpoints.load(job.source, job.device).model, checkpoints.load(saved, job.device).model),
-        tokenizer,
-        spec=job.spec.evaluation,
-        windows=text.windows,
-        bytes_per_token=text.bytes_per_token,
-        removed=selection.removed,
-        work=workload(text.windows, limit=job.source.info.max_positions, device=job.device),
-        dense_path=job.source.path,
-        pruned_path=model_dir,
-        progress=monitor.progress,
-        check_cancelled=monitor.check_cancelled,
-        warn=monitor.warn,
-    )

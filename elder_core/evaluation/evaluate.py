@@ -23,9 +23,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class DenseFigures:
+    """What of the unpruned model alone need be measured only once for several pruned ones."""
+
+    quality: Quality
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     evaluation: Evaluation
     generations: tuple[Generation, ...]
+    dense: DenseFigures
 
 
 class _Meter:
@@ -61,6 +70,7 @@ def evaluate(
     work: Workload,
     dense_path: Path,
     pruned_path: Path,
+    known: DenseFigures | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     check_cancelled: Callable[[], None] = lambda: None,
     warn: Callable[[str], None] = lambda _: None,
@@ -72,23 +82,25 @@ def evaluate(
     tokens. `removed` are the removed layers by their place in the dense model, `work` is what speed and memory are
     measured at. The folders are the models' saved forms: their size is taken, and their memory measured in fresh
     processes before either is loaded here, so that the device need hold only one. Memory that cannot be measured is
-    left out, and `warn` is told why: it is no reason to lose the training that came before.
+    left out, and `warn` is told why: it is no reason to lose the training that came before. `known` is what an earlier
+    call found of the same dense model on the same text; it is not measured again. Speeds always are, in turns.
 
     Raises:
         NonFiniteLoss: the predictions of a model are not numbers.
         Whatever `check_cancelled` raises.
     """
-    meter = _Meter(70 + 50 * spec.speed + 10 * spec.generation, progress, check_cancelled)
-    paths = (dense_path, pruned_path)
-    peaks = [_memory(path, work, meter, warn) for path in paths] if spec.speed else []
+    total = (30 if known else 70) + (40 if known else 50) * spec.speed + 10 * spec.generation
+    meter = _Meter(total, progress, check_cancelled)
+    dense_peak = known.peak_memory_bytes if known else _memory(dense_path, work, meter, warn) if spec.speed else None
+    pruned_peak = _memory(pruned_path, work, meter, warn) if spec.speed else None
     dense, pruned = load_pair()
-    found = _quality(dense, pruned, windows, bytes_per_token, meter)
+    found = _quality(dense, pruned, windows, bytes_per_token, meter, known)
     before = _measurement(dense, dense_path, found[0])
     after = _measurement(pruned, pruned_path, found[1])
     ideal = None
     if spec.speed:
         speed = compare_speed(dense, pruned, removed, work, tick=meter.part(30))
-        before, after = _with_costs(before, speed.before, peaks[0]), _with_costs(after, speed.after, peaks[1])
+        before, after = _with_costs(before, speed.before, dense_peak), _with_costs(after, speed.after, pruned_peak)
         ideal = speed.ideal
     texts: tuple[Generation, ...] = ()
     if spec.generation:
@@ -104,7 +116,7 @@ def evaluate(
         ratios=ratios(before, after),
         ideal=ideal,
     )
-    return EvaluationResult(evaluation, texts)
+    return EvaluationResult(evaluation, texts, DenseFigures(found[0], dense_peak))
 
 
 def ratios(before: Measurement, after: Measurement) -> dict[str, float]:
@@ -114,10 +126,15 @@ def ratios(before: Measurement, after: Measurement) -> dict[str, float]:
 
 
 def _quality(
-    dense: PreTrainedModel, pruned: PreTrainedModel, windows: torch.Tensor, bytes_per_token: float, meter: _Meter
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    windows: torch.Tensor,
+    bytes_per_token: float,
+    meter: _Meter,
+    known: DenseFigures | None,
 ) -> tuple[Quality, Quality]:
     """Of both models; the progress tells each as soon as it is known."""
-    before = quality(dense, windows, bytes_per_token, tick=meter.part(40))
+    before = known.quality if known else quality(dense, windows, bytes_per_token, tick=meter.part(40))
     meter.metrics["perplexity_before"] = before.perplexity
     tick = meter.part(30)
     after = quality(pruned, windows, bytes_per_token, tick=tick)

@@ -1,0 +1,182 @@
+"""Several depths of one model by one method, with everything shared that does not depend on the depth."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from elder_core import checkpoints, devices
+from elder_core.errors import AmbiguousTarget, DuplicateLayers
+from elder_core.evaluation.evaluate import DenseFigures
+from elder_core.execution import evaluate_saved, prune
+from elder_core.inspection import Sources
+from elder_core.job import Job, Texts, context_of, load, resolve, tokenize
+from elder_core.methods.base import Selection
+from elder_core.monitor import Monitor
+from elder_core.parameters import Strict
+from elder_core.reporting import report_of
+from elder_core.reports.write import write
+from elder_core.spec import REMOVALS, Evaluation, JobSpec, ModelSummary, Progress, Report, Stage
+
+SWEEP_FILE = "sweep.json"
+
+
+class SweepDepth(Strict):
+    """One depth that is done: `folder`, below that of the sweep, holds its checkpoint and report."""
+
+    folder: str
+    removed_layers: tuple[int, ...]
+    evaluation: Evaluation
+    warnings: tuple[str, ...]
+
+
+class Sweep(Strict):
+    """Contents of `sweep.json`, version 1: the depths that are done, in the order of their layers."""
+
+    schema_version: Literal[1] = 1
+    created_at: datetime
+    model: ModelSummary
+    method: str
+    depths: tuple[SweepDepth, ...]
+
+
+def sweep(
+    spec: JobSpec,
+    *,
+    out: Path,
+    sources: Sources,
+    counts: Sequence[int] = (),
+    ratios: Sequence[float] = (),
+    device: str = "auto",
+    progress: Callable[[Progress], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    finished: Callable[[Report], None] = lambda _: None,
+) -> Sweep:
+    """Prune the model of `spec`, which says nothing of how much to remove, to each of several depths.
+
+    Texts are read, layers chosen (Method.select_each) and the dense model evaluated once; every depth begins from the
+    dense weights. Depth n goes to `out/removed-n`, checkpoint and report together, which appears whole or not at all;
+    `out/sweep.json` tells of those that are done, and `finished` of each in turn. What is chosen for a depth can differ
+    a little from a run of that depth alone, for a method that learns once for all depths. The time of what is shared
+    stands in the report of each.
+
+    Raises:
+        AmbiguousTarget, DuplicateLayers: no depth is named, or one twice, or the spec names one.
+        ElderError, Cancelled: as pipeline.run; the depths that are done stay as they are.
+    """
+    specs = _specs(spec, counts, ratios)
+    shared = Monitor(progress, cancelled)
+    with devices.out_of_memory_named():
+        with shared.entered(Stage.RESOLVING):
+            jobs = _jobs(specs, sources, device)
+            for count in jobs:
+                checkpoints.check_output(_folder(out, count))
+        deepest = jobs[max(jobs)]
+        with shared.entered(Stage.CALIBRATING):
+            texts = tokenize(deepest, shared)
+        selections = _select(deepest, texts, list(jobs), shared)
+        reports: list[Report] = []
+        known: DenseFigures | None = None
+        for count, job in jobs.items():
+            monitor = Monitor(progress, cancelled, shared.stage, dict(shared.stage_seconds), list(shared.warnings))
+            report, known = _one(job, texts, selections[count], _folder(out, count), monitor, known)
+            reports.append(report)
+            told = _tell(reports, out)
+            finished(report)
+    return told
+
+
+def _specs(spec: JobSpec, counts: Sequence[int], ratios: Sequence[float]) -> list[JobSpec]:
+    """The spec of every depth.
+
+    Raises:
+        AmbiguousTarget, InvalidRatio, LayersOutOfRange: see each.
+    """
+    given = [name for name in REMOVALS if getattr(spec, name) is not None]
+    if given or not (counts or ratios):
+        found = f"the job names {' and '.join(given)}" if given else "found none"
+        raise AmbiguousTarget(f"A sweep takes its depths as ratios or numbers of layers, and nowhere else; {found}.")
+    specs = [spec.model_copy(update={"ratio": ratio}) for ratio in ratios]
+    specs += [spec.model_copy(update={"layers_to_remove": count}) for count in counts]
+    for one in specs:
+        one.check_target()
+    return specs
+
+
+def _jobs(specs: Sequence[JobSpec], sources: Sources, device: str) -> dict[int, Job]:
+    """Number of layers to remove → job, ascending; what they name is found and read once.
+
+    Raises:
+        DuplicateLayers: two depths are the same.
+    """
+    first = resolve(specs[0], sources, device)
+    jobs: dict[int, Job] = {}
+    for spec in specs:
+        count = spec.count_to_remove(first.source.info.layers)
+        if count in jobs:
+            raise DuplicateLayers(f"Two depths of the sweep remove {count} layers; name each once.")
+        jobs[count] = replace(first, spec=spec, count=count)
+    return dict(sorted(jobs.items()))
+
+
+def _select(job: Job, texts: Texts, counts: Sequence[int], monitor: Monitor) -> dict[int, Selection]:
+    """The layers to remove for each of `counts`; when this returns, the model's memory is free again."""
+    with monitor.entered(Stage.LOADING):
+        loaded = load(job)
+    with monitor.entered(Stage.SELECTING):
+        return job.method().select_each(context_of(job, loaded, texts, monitor), counts)
+
+
+def _one(
+    job: Job, texts: Texts, selection: Selection, folder: Path, monitor: Monitor, known: DenseFigures | None
+) -> tuple[Report, DenseFigures]:
+    """One depth, from the dense weights to its folder."""
+    with _appearing(folder) as partial:
+        outcome = prune(job, texts, lambda *_: (selection, None), partial, monitor)
+        result = evaluate_saved(job, texts, selection, partial, monitor, known)
+        report = report_of(job, outcome, result, monitor)
+        write(report, partial)
+    return report, result.dense
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to work in, which takes its place at the end; if it ends before, nothing is left."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a sweep that was killed
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _folder(out: Path, count: int) -> Path:
+    return out / f"removed-{count}"
+
+
+def _tell(reports: Sequence[Report], out: Path) -> Sweep:
+    """Write `sweep.json` for the depths that are done."""
+    told = Sweep(
+        created_at=datetime.now(UTC),
+        model=reports[0].model,
+        method=reports[0].spec.method.name,
+        depths=tuple(
+            SweepDepth(
+                folder=_folder(out, len(report.removed_layers)).name,
+                removed_layers=report.removed_layers,
+                evaluation=report.evaluation,
+                warnings=report.warnings,
+            )
+            for report in reports
+        ),
+    )
+    unfinished = out / f".{SWEEP_FILE}"
+    unfinished.write_text(told.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(out / SWEEP_FILE)
+    return told

@@ -1,0 +1,160 @@
+"""Several depths of one model: what they share, what each leaves behind, how a sweep ends early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from elder_core import checkpoints, execution, pipeline
+from elder_core.__main__ import app
+from elder_core.checkpoints import verify
+from elder_core.errors import AmbiguousTarget, Cancelled, DuplicateLayers, ElderError, NoLayerLeft, OutputExists
+from elder_core.evaluation import evaluate as evaluation_module
+from elder_core.inspection import Sources
+from elder_core.methods.base import Context, Selection
+from elder_core.methods.shortgpt import ShortGpt
+from elder_core.parameters import ShortGptParameters
+from elder_core.pipeline import Sweep
+from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage
+from tests.unit.elder_core.test_pipeline import write_text
+
+SOURCES = Sources(allow_paths=True)
+
+
+@pytest.fixture
+def spec(tiny_checkpoint: Path, tmp_path: Path) -> JobSpec:
+    return JobSpec(
+        model=ModelRef(id=str(tiny_checkpoint)),
+        method=ShortGptParameters(updates=2),
+        calibration=CalibrationSpec(source=str(write_text(tmp_path / "calibration.txt", 0)), sequence_length=16),
+        evaluation=EvaluationSpec(
+            source=str(write_text(tmp_path / "test.txt", 1)), samples=4, speed=False, generation=False
+        ),
+    )
+
+
+def sweep(spec: JobSpec, out: Path, **arguments: object) -> Sweep:
+    return pipeline.sweep(spec, out=out, sources=SOURCES, device="cpu", **arguments)
+
+
+def test_every_depth_is_what_a_run_of_it_alone_gives(spec: JobSpec, tmp_path: Path) -> None:
+    found = sweep(spec, tmp_path / "out", ratios=(0.5,), counts=(1,))
+    assert [len(depth.removed_layers) for depth in found.depths] == [1, 3]
+    assert Sweep.model_validate_json((tmp_path / "out/sweep.json").read_text()) == found
+    for depth, removal in zip(found.depths, ({"layers_to_remove": 1}, {"ratio": 0.5}), strict=True):
+        folder = tmp_path / "out" / depth.folder
+        verify(folder)
+        report = Report.model_validate_json((folder / "report.json").read_text())
+        assert report.evaluation == depth.evaluation
+        assert set(report.stage_seconds) == set(Stage)
+        alone = spec.model_copy(update=removal)
+        expected = pipeline.run(
+            alone, model_dir=tmp_path / depth.folder, report_dir=tmp_path / "r", sources=SOURCES, device="cpu"
+        )
+        assert report.spec == expected.spec
+        assert report.training == expected.training
+        assert report.evaluation == expected.evaluation
+        weights = [load_file(path / "model.safetensors") for path in (folder, tmp_path / depth.folder)]
+        assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["removed-1", "removed-3", "sweep.json"]
+
+
+def test_what_does_not_depend_on_the_depth_is_done_once(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    measured: list[int] = []
+
+    def select_each(self: ShortGpt, context: Context, counts: Sequence[int]) -> dict[int, Selection]:
+        asked.append(list(counts))
+        return {count: self.select(context, count) for count in counts}
+
+    before = evaluation_module.quality
+
+    def quality(model: torch.nn.Module, *given: object, **named: object) -> object:
+        measured.append(len(model.model.layers))
+        return before(model, *given, **named)  # type: ignore[arg-type]
+
+    resolved = checkpoints.resolve
+    resolving: list[object] = []
+    monkeypatch.setattr(checkpoints, "resolve", lambda *given: resolving.append(given) or resolved(*given))
+    monkeypatch.setattr(ShortGpt, "select_each", select_each)
+    monkeypatch.setattr(evaluation_module, "quality", quality)
+    found = sweep(spec, tmp_path / "out", counts=(3, 1, 2))
+    assert asked == [[1, 2, 3]]
+    assert measured == [6, 5, 4, 3]
+    assert len(resolving) == 1
+    assert len({depth.evaluation.before.perplexity for depth in found.depths}) == 1
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "failed"])
+def test_a_sweep_that_ends_early_leaves_what_is_done_whole(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    reports: list[Report] = []
+    seen: list[Progress] = []
+    if ending == "failed":
+        evaluate = execution.evaluate
+
+        def failing(*given: object, **named: object) -> object:
+            if reports:
+                raise OutputExists("the disk is full")
+            return evaluate(*given, **named)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(execution, "evaluate", failing)
+    with pytest.raises(Cancelled if ending == "cancelled" else OutputExists):
+        sweep(
+            spec,
+            tmp_path / "out",
+            counts=(1, 2),
+            finished=reports.append,
+            progress=seen.append,
+            cancelled=lambda: ending == "cancelled" and bool(reports) and seen[-1].stage is Stage.EVALUATING,
+        )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["removed-1", "sweep.json"]
+    verify(tmp_path / "out/removed-1")
+    told = Sweep.model_validate_json((tmp_path / "out/sweep.json").read_text())
+    assert [depth.folder for depth in told.depths] == ["removed-1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "depths", "error"),
+    [
+        ({"ratio": 0.5}, {"counts": (1,)}, AmbiguousTarget),
+        ({}, {}, AmbiguousTarget),
+        ({}, {"counts": (3,), "ratios": (0.5,)}, DuplicateLayers),
+        ({}, {"counts": (1, 6)}, NoLayerLeft),
+    ],
+)
+def test_depths_that_make_no_sweep_are_refused(
+    spec: JobSpec, tmp_path: Path, changes: dict[str, float], depths: dict[str, object], error: type[ElderError]
+) -> None:
+    with pytest.raises(error):
+        sweep(spec.model_copy(update=changes), tmp_path / "out", **depths)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_depth_that_is_there_already_is_refused_before_any_work(spec: JobSpec, tmp_path: Path) -> None:
+    (tmp_path / "out/removed-2").mkdir(parents=True)
+    (tmp_path / "out/removed-2/precious").touch()
+    seen: list[Progress] = []
+    with pytest.raises(OutputExists):
+        sweep(spec, tmp_path / "out", counts=(1, 2), progress=seen.append)
+    assert {point.stage for point in seen} == {Stage.RESOLVING}
+
+
+def test_the_command_prints_a_table(spec: JobSpec, tmp_path: Path) -> None:
+    options = ["--model", spec.model.id, "--method", "shortgpt", "--ratios", "0.2,0.5", "--out", str(tmp_path / "out")]
+    texts = ["--calibration", spec.calibration.source, "--evaluation", spec.evaluation.source]
+    settings = ["calibration.sequence_length=16", "evaluation.speed=false", "evaluation.generation=false"]
+    result = CliRunner().invoke(app, ["sweep", *options, *texts, *(f"--set={one}" for one in settings)])
+    assert result.exit_code == 0, result.output
+    assert "perplexity" in result.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"removed-1", "removed-3", "sweep.json"}
+    wrong = CliRunner().invoke(app, ["sweep", *options[:4], "--counts", "1,x", "--out", "unused"])
+    assert wrong.exit_code == 2
