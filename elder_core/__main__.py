@@ -20,12 +20,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from elder_core import console, pipeline
+from elder_core.cache_folder import user_cache
 from elder_core.inspection import Sources
 from elder_core.registry import METHODS, find_method
 from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
-SOURCES = Sources(allow_paths=True)
 N = TypeVar("N", int, float)
 
 Model = Annotated[str, typer.Option(help="Checkpoint folder, builtin:NAME, or hub id OWNER/NAME.")]
@@ -79,7 +79,7 @@ def prune(
             spec,
             model_dir=out,
             report_dir=out,
-            sources=SOURCES,
+            sources=_sources(),
             device=device,
             progress=progress,
             cancelled=cancelled,
@@ -109,7 +109,7 @@ def plan(
     with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
         removal = _removal(ratio, layers_to_remove, layers, max_perplexity_increase, max_bytes, min_speedup)
         spec = _spec(model, removal, calibration, evaluation, method, settings, seed)
-        found = pipeline.plan(spec, sources=SOURCES, device=device, progress=progress, cancelled=cancelled)
+        found = pipeline.plan(spec, sources=_sources(), device=device, progress=progress, cancelled=cancelled)
     _print_warnings(found.warnings)
     Console().print(console.layers_table(found.layers, found.weight_label))
     Console().print(console.expected_table(found.expected))
@@ -136,7 +136,7 @@ def sweep(
             out=out,
             ratios=_numbers("--ratios", ratios, float),
             counts=_numbers("--counts", counts, int),
-            sources=SOURCES,
+            sources=_sources(),
             device=device,
             progress=progress,
             cancelled=cancelled,
@@ -166,12 +166,16 @@ def evaluate(
     with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
         wanted = EvaluationSpec(source=data, speed=speed, generation=False, samples=samples)
         found = pipeline.measure(
-            ModelRef(id=model), wanted, sources=SOURCES, device=device, progress=progress, cancelled=cancelled
+            ModelRef(id=model), wanted, sources=_sources(), device=device, progress=progress, cancelled=cancelled
         )
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:
         Console().print(console.measurement_table(found, f"{model} on {data}"))
+
+
+def _sources() -> Sources:
+    return Sources(allow_paths=True, token_cache=user_cache() / "tokens")
 
 
 def _removal(

@@ -38,6 +38,7 @@ __all__ = [
     "load_tokenizer",
     "resolve",
     "save",
+    "tokenizer_hash",
     "verify",
 ]
 
@@ -92,6 +93,15 @@ def content_hash(path: Path) -> str:
     for file in sorted(file for file in files if file.is_file()):
         digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def tokenizer_hash(resolved: Resolved) -> str:
+    """Hex SHA-256 over what decides how a checkpoint's tokenizer cuts text."""
+    digest = hashlib.sha256(resolved.info.model_type.encode())
+    for file in sorted(resolved.path.iterdir()):
+        if file.is_file() and _matches(file.name, TOKENIZER_PATTERNS):
+            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def load(resolved: Resolved, device: torch.device) -> LoadedModel:

@@ -55,6 +55,7 @@ class Sources:
     `text_roots` (texts), in order. `allow_paths` lets a plain path name any folder or file: for the command line
     only, never for a service. `texts` maps further names to files. `max_text_bytes` is the largest text file that is
     taken, None any. `hub_cache` is where hub models are downloaded to; None means the hub client's own default.
+    `token_cache` is where texts are kept as tokens; None keeps none.
     """
 
     builtin_root: Path = field(default_factory=_builtin_root)
@@ -63,6 +64,7 @@ class Sources:
     texts: tuple[tuple[str, Path], ...] = ()
     max_text_bytes: int | None = None
     hub_cache: Path | None = None
+    token_cache: Path | None = None
     allow_paths: bool = False
 
 

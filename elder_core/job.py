@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from elder_core import checkpoints, devices
 from elder_core.budgets import check_budget
+from elder_core.calibration.token_cache import TokenCache
 from elder_core.calibration.windows import (
     CalibrationText,
     EvaluationText,
     calibration_text,
-    evaluation_text,
+    evaluation_windows,
     shared_documents,
-    token_stream,
     window_length,
 )
 from elder_core.checkpoints import LoadedModel, Resolved
@@ -43,6 +44,7 @@ class Job:
     window_length: int
     calibration: list[str]
     evaluation: list[str]
+    token_cache: TokenCache
     overlapping_documents: int
 
     def method(self) -> Method:
@@ -78,6 +80,7 @@ def resolve(spec: JobSpec, sources: Sources, device: str) -> Job:
         window_length=window_length(spec.calibration.sequence_length, source.info.max_positions),
         calibration=calibration,
         evaluation=evaluation,
+        token_cache=TokenCache(sources.token_cache),
         overlapping_documents=_overlap(spec, calibration, evaluation),
     )
 
@@ -92,10 +95,12 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
     tokenizer = checkpoints.load_tokenizer(job.source.path)
     check_prompts(job.spec.evaluation.prompts, tokenizer)
     length = window_length(None, job.source.info.max_positions)
+    cut = partial(job.token_cache.stream, tokenizer=tokenizer, tokenizer_hash=checkpoints.tokenizer_hash(job.source))
+    stream, unseen = cut(job.calibration, field="calibration"), cut(job.evaluation, field="evaluation")
     texts = Texts(
         tokenizer,
-        _calibration(job, tokenizer),
-        evaluation_text(job.evaluation, tokenizer, length, samples=job.spec.evaluation.samples),
+        _calibration(job, stream),
+        evaluation_windows(job.evaluation, unseen, length, samples=job.spec.evaluation.samples),
     )
     check_budget(job.spec, job.window_length, len(texts.calibration.learning), job.count)
     _warn(job, len(texts.calibration.learning), monitor)
@@ -123,10 +128,10 @@ def _overlap(spec: JobSpec, calibration: list[str], evaluation: list[str]) -> in
     return shared
 
 
-def _calibration(job: Job, tokenizer: PreTrainedTokenizerBase) -> CalibrationText:
+def _calibration(job: Job, stream: torch.Tensor) -> CalibrationText:
     wanted = job.spec.calibration
     return calibration_text(
-        token_stream(job.calibration, tokenizer),
+        stream,
         job.window_length,
         samples=wanted.samples,
         seed=wanted.seed,

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from elder_core import checkpoints, depth, devices
-from elder_core.calibration.windows import evaluation_text, window_length
+from elder_core.calibration.token_cache import TokenCache
+from elder_core.calibration.windows import evaluation_windows, window_length
 from elder_core.evaluation.single import evaluate_one
 from elder_core.execution import evaluate_saved, prune
 from elder_core.inspection import Sources, read_texts, text_path
@@ -141,7 +142,10 @@ def measure(
         with monitor.entered(Stage.LOADING):
             loaded = checkpoints.load(source, chosen)
             length = window_length(None, source.info.max_positions)
-            text = evaluation_text(documents, loaded.tokenizer, length, samples=wanted.samples)
+            tokens = TokenCache(sources.token_cache).stream(
+                documents, loaded.tokenizer, checkpoints.tokenizer_hash(source), field="evaluation"
+            )
+            text = evaluation_windows(documents, tokens, length, samples=wanted.samples)
         with monitor.entered(Stage.EVALUATING):
             return evaluate_one(
                 loaded.model,

@@ -149,6 +149,7 @@ class Settings(BaseSettings):
             text_roots=self.text_roots,
             max_text_bytes=self.max_text_bytes,
             hub_cache=self.hub_cache,
+            token_cache=self.token_cache_dir,
         )
 
     @property
@@ -158,6 +159,10 @@ class Settings(BaseSettings):
     @property
     def scratch_dir(self) -> Path:
         return self.data_dir / "scratch"
+
+    @property
+    def token_cache_dir(self) -> Path:
+        return self.data_dir / "cache" / "tokens"
 
     @property
     def broker_dir(self) -> Path:

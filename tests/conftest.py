@@ -11,6 +11,14 @@ import pytest
 from tests import servers
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the command line's cache out of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ELDER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """URL of a PostgreSQL server whose user may create databases: DATABASE_URL, else one of our own."""

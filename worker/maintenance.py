@@ -6,6 +6,7 @@ import logging
 
 from celery import Celery
 
+from elder_core.cache_folder import remove_unused
 from elder_service import queue
 from elder_service.db.engine import SessionFactory
 from elder_service.jobs import reconcile, repository
@@ -35,9 +36,10 @@ class Maintenance:
             queue.send_hint(self._celery)
 
     def sweep(self) -> None:
-        """Delete artefacts and scratch space of attempts that ended without making them visible."""
+        """Delete what attempts left that ended without making it visible, and tokens that no job used for 30 days."""
         self._sweep_storage()
         self._sweep_scratch()
+        remove_unused(self._settings.token_cache_dir)
 
     def _sweep_storage(self) -> None:
         for job_prefix in self._storage.list_prefixes("jobs"):

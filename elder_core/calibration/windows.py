@@ -103,12 +103,25 @@ def calibration_text(
 def evaluation_text(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, *, samples: int | None = None
 ) -> EvaluationText:
-    """Windows of `documents`, at most `samples`, in order and spread evenly over the whole text; None means all.
+    """Tokenise `documents` and cut them, as `evaluation_windows` does.
 
     Raises:
         TextEmpty, TextTooShort: there is no text, or less than one window of it.
     """
     stream = token_stream(documents, tokenizer, field="evaluation")
+    return evaluation_windows(documents, stream, length, samples=samples)
+
+
+def evaluation_windows(
+    documents: Sequence[str], stream: Tensor, length: int, *, samples: int | None = None
+) -> EvaluationText:
+    """Windows of `stream` `[tokens]`, the tokens of `documents`: at most `samples`, in order and spread evenly.
+
+    None for `samples` means all windows.
+
+    Raises:
+        TextTooShort: the stream is shorter than one window.
+    """
     windows = _cut(stream, length, field="evaluation")
     text_bytes = sum(len(document.encode()) for document in documents)
     count = len(windows) if samples is None else min(samples, len(windows))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FIELDS = Settings.model_fields
 ROW = re.compile(r"^\| `(ELDER_\w+)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 # read by elder_core, by the client and by docker compose itself
-NOT_SETTINGS = {"ELDER_BUILTIN_ROOT", "ELDER_SERVER", "ELDER_MODELS", "ELDER_BIND"}
+NOT_SETTINGS = {"ELDER_CACHE", "ELDER_BUILTIN_ROOT", "ELDER_SERVER", "ELDER_MODELS", "ELDER_BIND"}
 
 
 def table() -> dict[str, tuple[str, str]]:

@@ -282,3 +282,12 @@ def test_running_out_of_memory_says_what_to_lower(error: Exception) -> None:
 def test_other_faults_keep_their_name() -> None:
     with pytest.raises(RuntimeError, match="shapes"), devices.out_of_memory_named():
         raise RuntimeError("shapes do not match")
+
+
+def test_a_second_run_tokenises_nothing(spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = Sources(allow_paths=True, token_cache=tmp_path / "tokens")
+    planned = pipeline.plan(spec, sources=sources, device="cpu")
+    monkeypatch.setattr("elder_core.calibration.token_cache.token_stream", lambda *_, **__: pytest.fail("tokenised"))
+    assert pipeline.plan(spec, sources=sources, device="cpu").layers == planned.layers
+    with pytest.raises(pytest.fail.Exception):
+        pipeline.plan(spec, sources=SOURCES, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,14 @@ def test_a_pass_sends_one_hint_for_all_jobs(
     assert len(sent) == 1
     maintenance.reconcile()
     assert len(sent) == 1
+
+
+def test_tokens_that_no_job_uses_are_swept(maintenance: Maintenance, settings: Settings) -> None:
+    settings.token_cache_dir.mkdir(parents=True)
+    old, new = settings.token_cache_dir / "old", settings.token_cache_dir / "new"
+    for file in (old, new):
+        file.touch()
+    then = old.stat().st_mtime - 31 * 86_400
+    os.utime(old, (then, then))
+    maintenance.sweep()
+    assert list(settings.token_cache_dir.iterdir()) == [new]
