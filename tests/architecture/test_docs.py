@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,8 @@ def test_vendored_files_have_their_licence_beside_them() -> None:
     assert files
     lacking = [path for path in files if not list(path.parent.glob(f"{path.name.split('.')[0]}.LICENSE*"))]
     assert lacking == []
+
+
+def test_the_page_of_benchmarks_is_that_of_the_results() -> None:
+    made = subprocess.run([sys.executable, ROOT / "benchmarks" / "quality_table.py", "--check"], check=False)
+    assert made.returncode == 0, "run: python benchmarks/quality_table.py"

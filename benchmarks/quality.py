@@ -1,0 +1,442 @@
+"""How much each method keeps: every method on one model, at several depths, at the same floating-point operations.
+
+For each depth and seed ELDeR runs first, with its default settings, which take the chosen layers out at once: it is its
+own "prune, then distil". What it spent on choosing layers and on training is the budget of every trained row: a method
+that spends more on choosing has less left to train with. All rows start from the same weights, learn from the same
+text, and are measured on documents that nothing before has looked at (`reserve.jsonl` beside the bundled model).
+Operations are those that torch counts (matrix products and attention); counting them takes some of the seconds.
+
+Rows are written as they come to `benchmarks/results/quality-MODEL.json`; rows that are there already are not run again,
+so a run that was ended goes on. `docs/benchmarks.md` is made of these files by `benchmarks/quality_table.py`.
+
+    python benchmarks/quality.py                                  # the whole table: hours on two cores
+    python benchmarks/quality.py --ratios 0.5 --seeds 0 --rows elder,sleb+distil
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from elder_core import checkpoints, devices
+from elder_core.calibration.windows import EvaluationText, calibration_text, evaluation_text, token_stream
+from elder_core.evaluation.environment import environment
+from elder_core.evaluation.quality import quality
+from elder_core.inspection import Sources, read_texts, text_path
+from elder_core.methods.base import Context, Method, Selection
+from elder_core.methods.losses import frozen_copy, teacher_of
+from elder_core.methods.mathematics import kl_divergence
+from elder_core.methods.training import train
+from elder_core.monitor import Monitor
+from elder_core.parameters import (
+    Criterion,
+    ElderParameters,
+    EvoPressParameters,
+    Gate,
+    GateOptimizer,
+    LastParameters,
+    Loss,
+    MethodParameters,
+    Norm,
+    PruneCompParameters,
+    RandomParameters,
+    ReplaceMeParameters,
+    ShortenedLlamaParameters,
+    ShortGptParameters,
+    SlebParameters,
+    TrainingParameters,
+    UidlParameters,
+)
+from elder_core.registry import find_method
+from elder_core.spec import Environment, ModelRef
+from elder_core.surgery import decoder_layers, remove_layers
+
+RESULTS = Path(__file__).parent / "results"
+RESERVE = Path(__file__).parents[1] / "examples" / "models" / "manuals-16l" / "reserve.jsonl"
+WINDOWS = 192
+PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
+
+# The paper's own settings (section 4.1), for as many steps as its rounds can use on this text.
+PAPER = ElderParameters(
+    gate=Gate.OUTPUT,
+    gate_optimizer=GateOptimizer.ADAM,
+    gate_loss=Loss.CROSS_ENTROPY,
+    gate_penalty=5e-3,
+    gate_learning_rate=0.05,
+    gate_steps=32,
+    gate_patience=0,
+    gate_share=1.0,
+    layers_per_round=1,
+    loss=Loss.CROSS_ENTROPY,
+    norm=Norm.L2,
+    penalty=1e-3,
+    anneal_fraction=0.0,
+)
+PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row: which layers `chooser` removes, and whether training follows, by that method or as `then` says."""
+
+    name: str
+    chooser: MethodParameters
+    trained: bool = False
+    then: TrainingParameters | None = None
+
+
+def _recipes() -> tuple[Recipe, ...]:
+    elder = ElderParameters()
+    own = {"batch_size": elder.batch_size, "learning_rate": elder.learning_rate}
+    distil, finetune = TrainingParameters(**own), TrainingParameters(loss=Loss.CROSS_ENTROPY, **own)
+    choosers: dict[str, MethodParameters] = {
+        "random": RandomParameters(),
+        "last": LastParameters(),
+        "shortgpt": ShortGptParameters(),
+        "uidl": UidlParameters(),
+        "sleb": SlebParameters(),
+        "shortened-llama, perplexity": ShortenedLlamaParameters(),
+        "shortened-llama, taylor": ShortenedLlamaParameters(criterion=Criterion.TAYLOR),
+        "evopress": EvoPressParameters(),
+        "replaceme": ReplaceMeParameters(),
+        "prune&comp": PruneCompParameters(),
+        "elder": elder,
+    }
+    rows = [Recipe("elder", elder, trained=True)]
+    rows += [Recipe(f"{name}, nothing trained", chooser) for name, chooser in choosers.items()]
+    fading = {"faded out": {"anneal_fraction": 0.1, "penalty": 0.0}, "penalised, faded out": {"anneal_fraction": 0.25}}
+    rows += [
+        Recipe(f"elder, layers {name}", elder.model_copy(update=update), trained=True)
+        for name, update in fading.items()
+    ]
+    rows += [Recipe("elder's layers + fine-tune", elder, trained=True, then=finetune)]
+    rows += [
+        Recipe(f"{name} + distil", choosers[name], trained=True, then=distil)
+        for name in ("sleb", "shortgpt", "uidl", "evopress", "replaceme", "prune&comp")
+    ]
+    for name, paper in (("output gate", PAPER), ("residual gate", PAPER_RESIDUAL)):
+        once = paper.model_copy(update={"layers_per_round": None, "search_samples": 0})
+        rows += [
+            Recipe(f"paper, {name}", paper, trained=True),
+            Recipe(f"paper, {name}, without stage 2", paper),
+            Recipe(f"paper, {name}, one-shot", once, trained=True),
+        ]
+    return tuple(rows)
+
+
+class Row(BaseModel):
+    """One method at one depth with one seed. Operations and seconds are of choosing and of training."""
+
+    name: str
+    ratio: float
+    seed: int
+    removed: tuple[int, ...]
+    parameters: dict[str, object]
+    selection_flops: int
+    training_flops: int
+    selection_seconds: float
+    training_seconds: float
+    training_tokens: int
+    updates: int
+    perplexity: float
+    bits_per_byte: float
+    kl: float
+    agreement: float
+    continuation: float
+    distinct: float
+
+
+class Result(BaseModel):
+    """The file. `dense` are the same measures of the model as it is."""
+
+    command: str
+    created_at: datetime
+    model: str
+    revision: str
+    text: str
+    text_sha256: str
+    windows: int
+    environment: Environment
+    dense: dict[str, float]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, the text that methods learn from, and what it answers to the text that they are measured on."""
+
+    dense: PreTrainedModel
+    stream: Tensor
+    text: EvaluationText
+    logits: list[Tensor]
+    continuations: Tensor
+    length: int
+    device: torch.device
+
+    def context(self, seed: int) -> Context:
+        """A fresh copy of the model, with the text in the order of `seed`."""
+        windows = calibration_text(self.stream, self.length, seed=seed).learning
+        return Context(copy.deepcopy(self.dense), windows, seed, self.device, Monitor())
+
+    def measure(self, model: PreTrainedModel) -> dict[str, float]:
+        """Perplexity and bits per byte; KL and agreement of the likeliest next token with the dense model; the share
+        of a greedy continuation before it leaves the dense model's; the share of distinct 3-grams in it.
+        """
+        found = quality(model, self.text.windows, self.text.bytes_per_token)
+        kl, agreement = _distances(model, self.text.windows, self.logits)
+        written = _continue(model, self.text.windows[:PROBES])
+        same = (written == self.continuations).int().cumprod(1).float().mean()
+        return {
+            "perplexity": found.perplexity,
+            "bits_per_byte": found.bits_per_byte,
+            "kl": kl,
+            "agreement": agreement,
+            "continuation": float(same),
+            "distinct": _distinct(written),
+        }
+
+
+@dataclass
+class Work:
+    """What was spent within `counted`."""
+
+    flops: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def counted() -> Iterator[Work]:
+    work, started = Work(), time.monotonic()
+    with FlopCounterMode(display=False) as counter:
+        yield work
+    work.flops, work.seconds = counter.get_total_flops(), time.monotonic() - started
+
+
+def main() -> int:
+    options = _options()
+    device = devices.choose(options.device)
+    source = checkpoints.resolve(ModelRef(id=options.model), Sources(allow_paths=True))
+    bench = _bench(source, device, options)
+    output = options.output or RESULTS / f"quality-{Path(options.model.rpartition(':')[2]).name}.json"
+    result = _result(bench, source, options)
+    if output.exists():
+        result.rows = Result.model_validate_json(output.read_bytes()).rows
+    wanted = [recipe for recipe in _recipes() if not options.rows or recipe.name in options.rows]
+    for seed in options.seeds:
+        for ratio in options.ratios:
+            for row in _rows(bench, wanted, ratio, seed, result.rows):
+                result.rows.append(row)
+                _write(result, output)
+                print(f"{ratio:g} seed {seed}  {row.name:<36} {row.perplexity:8.3f}  KL {row.kl:.4f}", flush=True)
+    return 0
+
+
+def _rows(bench: Bench, recipes: Sequence[Recipe], ratio: float, seed: int, done: Sequence[Row]) -> Iterator[Row]:
+    """Those of one depth and seed that are not there yet; ELDeR's is needed for the budget of the others."""
+    there = {row.name: row for row in done if (row.ratio, row.seed) == (ratio, seed)}
+    count = round(ratio * len(decoder_layers(bench.dense)))
+    chosen: dict[str, tuple[Selection, Work]] = {}
+    for recipe in recipes:
+        if recipe.name in there:
+            continue
+        budget = None
+        if recipe.trained and recipe.name != "elder":
+            elder = there["elder"]
+            budget = elder.selection_flops + elder.training_flops
+        there[recipe.name] = _run(bench, recipe, ratio, count, seed, budget, chosen)
+        yield there[recipe.name]
+
+
+def _run(
+    bench: Bench,
+    recipe: Recipe,
+    ratio: float,
+    count: int,
+    seed: int,
+    budget: int | None,
+    chosen: dict[str, tuple[Selection, Work]],
+) -> Row:
+    """One row. `chosen` holds the selections that were made already: equal methods choose once."""
+    context = bench.context(seed)
+    method = find_method(recipe.chooser.name).load()(recipe.chooser)
+    key = recipe.chooser.model_dump_json(exclude={"tokens", "updates", "seconds"})
+    if key not in chosen:
+        with counted() as work:
+            selection = method.select(context, count)
+        chosen[key] = selection, work
+    selection, selecting = chosen[key]
+    training, updates, tokens = Work(), 0, 0
+    if recipe.trained:
+        parameters = recipe.then or recipe.chooser
+        if budget is not None:
+            parameters = _within(bench, recipe, selection, budget - selecting.flops, seed)
+        with counted() as training:
+            updates = _train(context, method, recipe, parameters, selection.removed)
+        tokens = updates * parameters.batch_size * bench.length
+    else:
+        _prepare(context, method, recipe, selection.removed)
+    remove_layers(context.model, selection.removed)
+    return Row(
+        name=recipe.name,
+        ratio=ratio,
+        seed=seed,
+        removed=selection.removed,
+        parameters=recipe.chooser.model_dump(mode="json"),
+        selection_flops=selecting.flops,
+        training_flops=training.flops,
+        selection_seconds=selecting.seconds,
+        training_seconds=training.seconds,
+        training_tokens=tokens,
+        updates=updates,
+        **bench.measure(context.model.eval()),
+    )
+
+
+def _train(
+    context: Context, method: Method, recipe: Recipe, parameters: TrainingParameters, removed: tuple[int, ...]
+) -> int:
+    """Train by the method itself, or without the layers from the first update on; the number of updates."""
+    if recipe.then is None:
+        return len(type(method)(parameters).regularize(context, removed))
+    teacher = teacher_of(frozen_copy(context.model)) if parameters.loss is Loss.KL else None
+    _prepare(context, method, recipe, removed)
+    return len(train(context, parameters, removed, teacher=teacher))
+
+
+def _prepare(context: Context, method: Method, recipe: Recipe, removed: tuple[int, ...]) -> None:
+    """What the method does to the remaining weights without training."""
+    type(method)(recipe.chooser.model_copy(update={"tokens": 0, "updates": None})).regularize(context, removed)
+
+
+def _within(bench: Bench, recipe: Recipe, selection: Selection, flops: int, seed: int) -> TrainingParameters:
+    """The training of `recipe` with as many updates as `flops` allow, judged by one update; at least none."""
+    parameters = recipe.then or recipe.chooser
+    context = bench.context(seed)
+    method = find_method(recipe.chooser.name).load()(recipe.chooser)
+    with counted() as one:
+        _train(context, method, recipe, _updates(parameters, 1), selection.removed)
+    return _updates(parameters, max(0, flops // one.flops))
+
+
+def _updates(parameters: TrainingParameters, updates: int) -> TrainingParameters:
+    return parameters.model_copy(update={"tokens": None, "seconds": None, "updates": updates})
+
+
+# Measures ----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def _distances(model: PreTrainedModel, windows: Tensor, wanted: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean KL in nats from the dense model's `wanted` logits, and how often the likeliest token is the same one."""
+    kl = agreement = 0.0
+    for batch, dense in zip(torch.split(windows, 16), wanted, strict=True):
+        logits = model(input_ids=batch.to(model.device), use_cache=False).logits
+        kl += float(kl_divergence(logits, dense.to(logits.device))) * len(batch) / len(windows)
+        same = logits.argmax(-1) == dense.to(logits.device).argmax(-1)
+        agreement += float(same.float().mean()) * len(batch) / len(windows)
+    return kl, agreement
+
+
+@torch.inference_mode()
+def _continue(model: PreTrainedModel, windows: Tensor) -> Tensor:
+    """Greedy continuations `[prompts, NEW_TOKENS]` of the beginnings of `windows`."""
+    prompts = windows[:, :PROMPT_TOKENS].to(model.device)
+    written = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=False,
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
+        pad_token_id=0,
+    )
+    continuations: Tensor = written[:, PROMPT_TOKENS:].cpu()
+    return continuations
+
+
+def _distinct(written: Tensor) -> float:
+    """Share of distinct 3-grams, mean over texts `[texts, tokens]`; repetition lowers it."""
+    grams = [{tuple(text[start : start + 3]) for start in range(len(text) - 2)} for text in written.tolist()]
+    return sum(len(found) for found in grams) / (len(grams) * (written.shape[1] - 2))
+
+
+# The file ----------------------------------------------------------------------------------------------------------
+
+
+def _bench(source: checkpoints.Resolved, device: torch.device, options: argparse.Namespace) -> Bench:
+    loaded = checkpoints.load(source, device)
+    length = min(source.info.max_positions or 2048, 2048)
+    sources = Sources(allow_paths=True)
+    stream = token_stream(read_texts(text_path(options.calibration, sources)), loaded.tokenizer)
+    text = evaluation_text(read_texts(Path(options.text)), loaded.tokenizer, length, samples=options.windows)
+    with torch.inference_mode():
+        logits = [
+            loaded.model(input_ids=batch.to(device), use_cache=False).logits.cpu()
+            for batch in torch.split(text.windows, 16)
+        ]
+    continuations = _continue(loaded.model, text.windows[:PROBES])
+    return Bench(loaded.model, stream, text, logits, continuations, length, device)
+
+
+def _result(bench: Bench, source: checkpoints.Resolved, options: argparse.Namespace) -> Result:
+    return Result(
+        command=shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
+        created_at=datetime.now(UTC),
+        model=options.model,
+        revision=source.revision,
+        text=Path(options.text).name,
+        text_sha256=hashlib.sha256(Path(options.text).read_bytes()).hexdigest(),
+        windows=len(bench.text.windows),
+        environment=environment(bench.device),
+        dense=bench.measure(bench.dense),
+        rows=[],
+    )
+
+
+def _write(result: Result, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result.created_at = datetime.now(UTC)
+    partial = output.with_suffix(".partial")
+    partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    partial.replace(output)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:manuals-16l", help="checkpoint folder or builtin:NAME")
+    parser.add_argument("--calibration", default="builtin:manuals-calibration", help="text to learn from")
+    parser.add_argument("--text", default=str(RESERVE), help="text to measure on")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="sequences of it to use")
+    parser.add_argument("--ratios", type=_numbers, default=[0.25, 0.375, 0.5], help="shares of the layers to remove")
+    parser.add_argument("--seeds", type=_whole_numbers, default=[0, 1, 2])
+    parser.add_argument("--rows", type=lambda text: text.split(","), help="names of rows to run; default: all")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--output", type=Path, help="file to write or to go on with")
+    return parser.parse_args()
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
+def _whole_numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
