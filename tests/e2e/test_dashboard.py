@@ -175,8 +175,8 @@ def test_choosing_a_method_shows_its_parameters_only(page: Page) -> None:
     expect(penalty).to_be_visible()
     page.get_by_label("ShortGPT").check()
     expect(penalty).to_be_hidden()
-    expect(page.get_by_label("Batch size", exact=True).last).to_be_visible()
-    expect(page.get_by_label("Scoring batch size")).to_be_hidden()
+    expect(page.locator("#field-method-shortgpt-batch_size")).to_be_visible()
+    expect(page.locator("#field-method-shortgpt-scoring_batch_size")).to_be_hidden()
 
 
 def test_a_job_is_cancelled_from_its_page(page: Page, site: Site) -> None:
