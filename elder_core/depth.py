@@ -158,19 +158,17 @@ def deepest(depths: int, keeps: Callable[[int], bool]) -> int:
 def _within_perplexity(method: Method, context: Context, scale: _Scale, allowed: float) -> Selection:
     """The selection of the most layers without which perplexity grows by no more than the share `allowed`."""
     depths = scale.layers - 1
-    selections = method.select_each(context, range(1, depths + 1)) if method.learns_once else {}
+    selected = method.chooser(context, range(1, depths + 1))
 
     def keeps(count: int) -> bool:
-        if count not in selections:
-            selections[count] = method.select(context, count)
-        increase = scale.increase(selections[count])
+        increase = scale.increase(selected(count))
         context.monitor.step(len(scale.trials), depths, **({"growth": increase} if math.isfinite(increase) else {}))
         return increase <= allowed
 
     found = deepest(depths, keeps)
     if found:
-        return selections[found]
-    least, count = min((scale.increase(selections[count]), count) for count in scale.trials)
+        return selected(found)
+    least, count = min((scale.increase(selected(count)), count) for count in scale.trials)
     raise TargetUnreachable(
         f"max_perplexity_increase is {allowed:g}, but of all depths tried the least that perplexity grows by, before "
         f"any training, is {_ceil(least):g}, without {count} of {scale.layers} layers. Give {_ceil(least):g} or more, "

@@ -59,7 +59,7 @@ def sweep(
 ) -> Sweep:
     """Prune the model of `spec`, which says nothing of how much to remove, to each of several depths.
 
-    Texts are read, layers chosen (Method.select_each) and the dense model evaluated once; every depth begins from the
+    Texts are read, layers chosen (Method.chooser) and the dense model evaluated once; every depth begins from the
     dense weights. Depth n goes to `out/removed-n`, checkpoint and report together, which appears whole or not at all;
     `out/sweep.json` tells of those that are done, and `finished` of each in turn. What is chosen for a depth can differ
     a little from a run of that depth alone, for a method that learns once for all depths. The time of what is shared
@@ -129,7 +129,8 @@ def _select(job: Job, texts: Texts, counts: Sequence[int], monitor: Monitor) -> 
     with monitor.entered(Stage.LOADING):
         loaded = load(job)
     with monitor.entered(Stage.SELECTING):
-        return job.method().select_each(context_of(job, loaded, texts, monitor), counts)
+        selected = job.method().chooser(context_of(job, loaded, texts, monitor), counts)
+        return {count: selected(count) for count in counts}
 
 
 def _one(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -59,6 +60,9 @@ class Selection:
     gate_path: tuple[GatePoint, ...] = ()
 
 
+Chooser = Callable[[int], Selection]
+"""From a number of layers to the selection of so many; asked again, it answers the same at no cost."""
+
 NAMED = "layers named by the job; no weights were learnt"
 
 
@@ -83,20 +87,15 @@ class Method(ABC):
             Cancelled: the caller ended the run.
         """
 
-    def select_each(self, context: Context, counts: Sequence[int]) -> dict[int, Selection]:
-        """Choose layers for each of `counts`, as `select` would for each. The model is afterwards as it was.
+    def chooser(self, context: Context, counts: Sequence[int]) -> Chooser:
+        """What chooses for any of `counts` when asked. The model is afterwards as it was, and must stay so until then.
 
-        A method that can rank all layers by learning once has a `select_each` of its own.
+        A method whose learning serves every depth does it here, once.
 
         Raises:
-            NonFiniteLoss, Cancelled: see select.
+            NonFiniteLoss, Cancelled: see select; so may the chooser.
         """
-        return {count: self.select(context, count) for count in counts}
-
-    @property
-    def learns_once(self) -> bool:
-        """Whether `select_each` costs about as much for many counts as for one."""
-        return type(self).select_each is not Method.select_each
+        return cache(partial(self.select, context))
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         """Train the model so that it does without the layers `removed`. A method that only selects does nothing.

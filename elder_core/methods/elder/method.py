@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elder_core.methods.base import Context, Method, Selection
+from elder_core.methods.base import Chooser, Context, Method, Selection
 from elder_core.methods.elder import selection
 from elder_core.methods.training import Fading, train
 from elder_core.parameters import ElderParameters
@@ -28,10 +28,10 @@ class Elder(Method):
         self.parameters = parameters
 
     def select(self, context: Context, count: int) -> Selection:
-        return self.select_each(context, (count,))[count]
+        return self.chooser(context, (count,))(count)
 
-    def select_each(self, context: Context, counts: Sequence[int]) -> dict[int, Selection]:
-        return selection.select_each(context, self.parameters, counts)
+    def chooser(self, context: Context, counts: Sequence[int]) -> Chooser:
+        return selection.chooser(context, self.parameters, counts)
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         parameters = self.parameters

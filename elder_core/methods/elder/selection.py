@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from elder_core.gates import gated
-from elder_core.methods.base import Context, Selection
+from elder_core.methods.base import Chooser, Context, Selection
 from elder_core.methods.elder.search import refine
 from elder_core.methods.losses import loss_of, require_finite, teacher_of
 from elder_core.methods.mathematics import proximal_step, ranking
@@ -41,8 +42,8 @@ class Round:
         )
 
 
-def select_each(context: Context, parameters: ElderParameters, counts: Sequence[int]) -> dict[int, Selection]:
-    """Choose as many layers as each of `counts` says; one round of learning serves them all.
+def chooser(context: Context, parameters: ElderParameters, counts: Sequence[int]) -> Chooser:
+    """Choose as many layers as any of `counts` says; one round of learning serves them all.
 
     With `layers_per_round`, what is learnt after the first round depends on what was removed in it, and so each
     count is a selection of its own.
@@ -50,16 +51,14 @@ def select_each(context: Context, parameters: ElderParameters, counts: Sequence[
     Raises:
         NonFiniteLoss, Cancelled: see Method.select.
     """
-    if parameters.layers_per_round is not None:
-        return {count: _in_rounds(context, parameters, count, parameters.layers_per_round) for count in counts}
+    per_round = parameters.layers_per_round
+    if per_round is not None:
+        return cache(lambda count: _in_rounds(context, parameters, count, per_round))
     with frozen(context.model):
         context.note_repetition("the layer weights", parameters.gate_steps, parameters.gate_batch_size)
         found = learn(context, parameters, [], counts=counts)
-        ranked = ranking(found.weights, found.path)
-        return {
-            count: _selection(refine(context, parameters, ranked, count), found.weights, found.points(0))
-            for count in counts
-        }
+    ranked = ranking(found.weights, found.path)
+    return cache(lambda count: _selection(refine(context, parameters, ranked, count), found.weights, found.points(0)))
 
 
 def _in_rounds(context: Context, parameters: ElderParameters, count: int, per_round: int) -> Selection:

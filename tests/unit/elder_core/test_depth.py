@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from elder_core.depth import deepest, fewest_for_speed, ideal_speedup
 from elder_core.errors import NonFiniteLoss, TargetAlreadyMet, TargetUnreachable
 from elder_core.evaluation.quality import quality
 from elder_core.inspection import Sources
-from elder_core.methods.base import Context, Method, Selection
+from elder_core.methods.base import Chooser, Context, Method, Selection
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.parameters import ShortGptParameters
 from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Report, Stage
@@ -146,9 +147,9 @@ class EveryOther(ShortGpt):
 
     asked: ClassVar[list[list[int]]] = []
 
-    def select_each(self, context: Context, counts: Sequence[int]) -> dict[int, Selection]:
+    def chooser(self, context: Context, counts: Sequence[int]) -> Chooser:
         self.asked.append(list(counts))
-        return {count: super(EveryOther, self).select(context, count) for count in counts}
+        return partial(super().select, context)
 
     def select(self, context: Context, count: int) -> Selection:
         raise AssertionError("learnt again")

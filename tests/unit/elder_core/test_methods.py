@@ -241,7 +241,9 @@ def _distance(dense: PreTrainedModel, model: PreTrainedModel, windows: Tensor, r
 
 def test_one_round_of_learning_serves_every_depth(tiny_llama: PreTrainedModel) -> None:
     idle(tiny_llama, 1, 4)
-    found = Elder(LONG).select_each(context_of(tiny_llama), (1, 2, 3))
+    chooser = Elder(LONG).chooser(context_of(tiny_llama), (1, 2, 3))
+    found = {count: chooser(count) for count in (1, 2, 3)}
+    assert chooser(2) is found[2]
     assert {count: len(selection.removed) for count, selection in found.items()} == {1: 1, 2: 2, 3: 3}
     assert found[2].removed == (1, 4)
     assert set(found[2].removed) < set(found[3].removed)

@@ -16,7 +16,7 @@ from elder_core.checkpoints import verify
 from elder_core.errors import AmbiguousTarget, Cancelled, DuplicateLayers, ElderError, NoLayerLeft, OutputExists
 from elder_core.evaluation import evaluate as evaluation_module
 from elder_core.inspection import Sources
-from elder_core.methods.base import Context, Selection
+from elder_core.methods.base import Chooser, Context, Method
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.parameters import ShortGptParameters
 from elder_core.pipeline import Sweep
@@ -70,9 +70,9 @@ def test_what_does_not_depend_on_the_depth_is_done_once(
     asked: list[list[int]] = []
     measured: list[int] = []
 
-    def select_each(self: ShortGpt, context: Context, counts: Sequence[int]) -> dict[int, Selection]:
+    def chooser(self: ShortGpt, context: Context, counts: Sequence[int]) -> Chooser:
         asked.append(list(counts))
-        return {count: self.select(context, count) for count in counts}
+        return Method.chooser(self, context, counts)
 
     before = evaluation_module.quality
 
@@ -83,7 +83,7 @@ def test_what_does_not_depend_on_the_depth_is_done_once(
     resolved = checkpoints.resolve
     resolving: list[object] = []
     monkeypatch.setattr(checkpoints, "resolve", lambda *given: resolving.append(given) or resolved(*given))
-    monkeypatch.setattr(ShortGpt, "select_each", select_each)
+    monkeypatch.setattr(ShortGpt, "chooser", chooser)
     monkeypatch.setattr(evaluation_module, "quality", quality)
     found = sweep(spec, tmp_path / "out", counts=(3, 1, 2))
     assert asked == [[1, 2, 3]]
