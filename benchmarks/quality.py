@@ -4,13 +4,14 @@ For each depth and seed ELDeR runs first, with its default settings, which take 
 own "prune, then distil". What it spent on choosing layers and on training is the budget of every trained row: a method
 that spends more on choosing has less left to train with. All rows start from the same weights, learn from the same
 text, and are measured on documents that nothing before has looked at (`reserve.jsonl` beside the bundled model).
-Operations are those that torch counts (matrix products and attention); counting them takes some of the seconds.
+Operations are those that torch counts (matrix products and attention): all of them while layers are chosen, which makes
+that take up to twice as long, and those of one update of each kind for training.
 
 Rows are written as they come to `benchmarks/results/quality-MODEL.json`; rows that are there already are not run again,
 so a run that was ended goes on. `docs/benchmarks.md` is made of these files by `benchmarks/quality_table.py`.
 
     python benchmarks/quality.py                                  # the whole table: hours on two cores
-    python benchmarks/quality.py --ratios 0.5 --seeds 0 --rows elder,sleb+distil
+    python benchmarks/quality.py --ratios 0.5 --seeds 0 --rows "elder,sleb + distil"
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ from elder_core.parameters import (
     UidlParameters,
 )
 from elder_core.registry import find_method
-from elder_core.spec import Environment, ModelRef
+from elder_core.spec import Environment, ModelRef, TrainingPoint
 from elder_core.surgery import decoder_layers, remove_layers
 
 RESULTS = Path(__file__).parent / "results"
@@ -111,18 +112,18 @@ def _recipes() -> tuple[Recipe, ...]:
         "shortgpt": ShortGptParameters(),
         "uidl": UidlParameters(),
         "sleb": SlebParameters(),
-        "shortened-llama, perplexity": ShortenedLlamaParameters(),
-        "shortened-llama, taylor": ShortenedLlamaParameters(criterion=Criterion.TAYLOR),
+        "shortened-llama by perplexity": ShortenedLlamaParameters(),
+        "shortened-llama by taylor": ShortenedLlamaParameters(criterion=Criterion.TAYLOR),
         "evopress": EvoPressParameters(),
         "replaceme": ReplaceMeParameters(),
         "prune&comp": PruneCompParameters(),
         "elder": elder,
     }
     rows = [Recipe("elder", elder, trained=True)]
-    rows += [Recipe(f"{name}, nothing trained", chooser) for name, chooser in choosers.items()]
-    fading = {"faded out": {"anneal_fraction": 0.1, "penalty": 0.0}, "penalised, faded out": {"anneal_fraction": 0.25}}
+    rows += [Recipe(f"{name} untrained", chooser) for name, chooser in choosers.items()]
+    fading = {"faded": {"anneal_fraction": 0.1, "penalty": 0.0}, "penalised and faded": {"anneal_fraction": 0.25}}
     rows += [
-        Recipe(f"elder, layers {name}", elder.model_copy(update=update), trained=True)
+        Recipe(f"elder with layers {name}", elder.model_copy(update=update), trained=True)
         for name, update in fading.items()
     ]
     rows += [Recipe("elder's layers + fine-tune", elder, trained=True, then=finetune)]
@@ -133,15 +134,18 @@ def _recipes() -> tuple[Recipe, ...]:
     for name, paper in (("output gate", PAPER), ("residual gate", PAPER_RESIDUAL)):
         once = paper.model_copy(update={"layers_per_round": None, "search_samples": 0})
         rows += [
-            Recipe(f"paper, {name}", paper, trained=True),
-            Recipe(f"paper, {name}, without stage 2", paper),
-            Recipe(f"paper, {name}, one-shot", once, trained=True),
+            Recipe(f"paper ({name})", paper, trained=True),
+            Recipe(f"paper ({name}) without stage 2", paper),
+            Recipe(f"paper ({name}) one-shot", once, trained=True),
         ]
     return tuple(rows)
 
 
 class Row(BaseModel):
-    """One method at one depth with one seed. Operations and seconds are of choosing and of training."""
+    """One method at one depth with one seed. Operations and seconds are of choosing and of training.
+
+    `parameters` are those of the recipe; the budget of a trained row is in `updates`.
+    """
 
     name: str
     ratio: float
@@ -235,9 +239,12 @@ def main() -> int:
     bench = _bench(source, device, options)
     output = options.output or RESULTS / f"quality-{Path(options.model.rpartition(':')[2]).name}.json"
     result = _result(bench, source, options)
+    recipes = _recipes()
+    if unknown := set(options.rows or ()) - {recipe.name for recipe in recipes}:
+        sys.exit(f"There are no rows {sorted(unknown)}. Rows: {', '.join(recipe.name for recipe in recipes)}.")
+    wanted = [recipe for recipe in recipes if not options.rows or recipe.name in {*options.rows, "elder"}]
     if output.exists():
-        result.rows = Result.model_validate_json(output.read_bytes()).rows
-    wanted = [recipe for recipe in _recipes() if not options.rows or recipe.name in options.rows]
+        result.rows = _kept(Result.model_validate_json(output.read_bytes()), result, recipes)
     for seed in options.seeds:
         for ratio in options.ratios:
             for row in _rows(bench, wanted, ratio, seed, result.rows):
@@ -245,6 +252,20 @@ def main() -> int:
                 _write(result, output)
                 print(f"{ratio:g} seed {seed}  {row.name:<36} {row.perplexity:8.3f}  KL {row.kl:.4f}", flush=True)
     return 0
+
+
+def _kept(old: Result, new: Result, recipes: Sequence[Recipe]) -> list[Row]:
+    """The rows of an earlier run that are as this one would make them."""
+    for name in ("revision", "text_sha256", "windows"):
+        if getattr(old, name) != getattr(new, name):
+            sys.exit(f"The file to go on with has another {name}; give another --output or remove it.")
+    recorded = {recipe.name: _recorded(recipe) for recipe in recipes}
+    return [row for row in old.rows if row.parameters == recorded.get(row.name)]
+
+
+def _recorded(recipe: Recipe) -> dict[str, object]:
+    then = None if recipe.then is None else recipe.then.model_dump(mode="json")
+    return {"chooser": recipe.chooser.model_dump(mode="json"), "then": then}
 
 
 def _rows(bench: Bench, recipes: Sequence[Recipe], ratio: float, seed: int, done: Sequence[Row]) -> Iterator[Row]:
@@ -286,9 +307,10 @@ def _run(
         parameters = recipe.then or recipe.chooser
         if budget is not None:
             parameters = _within(bench, recipe, selection, budget - selecting.flops, seed)
-        with counted() as training:
-            updates = _train(context, method, recipe, parameters, selection.removed)
-        tokens = updates * parameters.batch_size * bench.length
+            started = time.monotonic()
+        points = _train(context, method, recipe, parameters, selection.removed)
+        training = Work(_cost(bench, recipe, parameters, selection, seed).of(points), time.monotonic() - started)
+        updates, tokens = len(points), len(points) * parameters.batch_size * bench.length
     else:
         _prepare(context, method, recipe, selection.removed)
     remove_layers(context.model, selection.removed)
@@ -297,7 +319,7 @@ def _run(
         ratio=ratio,
         seed=seed,
         removed=selection.removed,
-        parameters=recipe.chooser.model_dump(mode="json"),
+        parameters=_recorded(recipe),
         selection_flops=selecting.flops,
         training_flops=training.flops,
         selection_seconds=selecting.seconds,
@@ -310,13 +332,13 @@ def _run(
 
 def _train(
     context: Context, method: Method, recipe: Recipe, parameters: TrainingParameters, removed: tuple[int, ...]
-) -> int:
-    """Train by the method itself, or without the layers from the first update on; the number of updates."""
+) -> tuple[TrainingPoint, ...]:
+    """Train by the method itself, or without the layers from the first update on."""
     if recipe.then is None:
-        return len(type(method)(parameters).regularize(context, removed))
+        return type(method)(parameters).regularize(context, removed)
     teacher = teacher_of(frozen_copy(context.model)) if parameters.loss is Loss.KL else None
     _prepare(context, method, recipe, removed)
-    return len(train(context, parameters, removed, teacher=teacher))
+    return train(context, parameters, removed, teacher=teacher)
 
 
 def _prepare(context: Context, method: Method, recipe: Recipe, removed: tuple[int, ...]) -> None:
@@ -324,14 +346,49 @@ def _prepare(context: Context, method: Method, recipe: Recipe, removed: tuple[in
     type(method)(recipe.chooser.model_copy(update={"tokens": 0, "updates": None})).regularize(context, removed)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Operations of a training: once for what comes before it, and for one update with the removed layers or without."""
+
+    once: int
+    faded: int
+    gone: int
+
+    def of(self, points: Sequence[TrainingPoint]) -> int:
+        faded = sum(bool(point.gate) for point in points)
+        return self.once + faded * self.faded + (len(points) - faded) * self.gone
+
+    def updates_within(self, flops: int, fraction: float | None) -> int:
+        """As many updates as `flops` allow, where the layers are computed in so large a part of them; at least none."""
+        share = 0.0 if fraction is None else fraction or 1.0
+        return max(0, int((flops - self.once) / (share * self.faded + (1 - share) * self.gone)))
+
+
 def _within(bench: Bench, recipe: Recipe, selection: Selection, flops: int, seed: int) -> TrainingParameters:
-    """The training of `recipe` with as many updates as `flops` allow, judged by one update; at least none."""
+    """The training of `recipe` with as many updates as `flops` allow."""
     parameters = recipe.then or recipe.chooser
-    context = bench.context(seed)
+    fraction = parameters.anneal_fraction if isinstance(parameters, ElderParameters) else None
+    cost = _cost(bench, recipe, parameters, selection, seed)
+    return _updates(parameters, cost.updates_within(flops, fraction))
+
+
+def _cost(bench: Bench, recipe: Recipe, parameters: TrainingParameters, selection: Selection, seed: int) -> Cost:
+    """By one update and by two, so that what is done once is told apart."""
     method = find_method(recipe.chooser.name).load()(recipe.chooser)
-    with counted() as one:
-        _train(context, method, recipe, _updates(parameters, 1), selection.removed)
-    return _updates(parameters, max(0, flops // one.flops))
+
+    def flops(updates: int, *, gone: bool) -> int:
+        some = _updates(parameters, updates)
+        if isinstance(some, ElderParameters):
+            some = some.model_copy(update={"anneal_fraction": None if gone else 0.0})
+        context = bench.context(seed)
+        with counted() as work:
+            _train(context, method, recipe, some, selection.removed)
+        return work.flops
+
+    first, second = flops(1, gone=True), flops(2, gone=True)
+    fades = isinstance(parameters, ElderParameters) and parameters.anneal_fraction is not None
+    faded = flops(2, gone=False) - flops(1, gone=False) if fades else 0
+    return Cost(once=2 * first - second, faded=faded, gone=second - first)
 
 
 def _updates(parameters: TrainingParameters, updates: int) -> TrainingParameters:
