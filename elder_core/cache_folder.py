@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
 
 UNUSED_SECONDS = 30 * 86_400.0
+UNFINISHED_PREFIX = ".elder-unfinished-"  # of a file that is being written, and stays where its writer was killed
+OURS = re.compile(rf"[0-9a-f]{{64}}\.safetensors|{re.escape(UNFINISHED_PREFIX)}.+")
 
 
 def user_cache() -> Path:
@@ -18,9 +21,12 @@ def user_cache() -> Path:
 
 
 def remove_unused(folder: Path, *, seconds: float = UNUSED_SECONDS) -> None:
-    """Delete the files in `folder` that were neither written nor marked as used (their mtime) for so long."""
+    """Delete our files in `folder` that were neither written nor marked as used (their mtime) for so long.
+
+    Whoever names the folder may keep other things in it: a name that we do not give is left alone.
+    """
     before = time.time() - seconds
     for file in folder.glob("*") if folder.is_dir() else ():
         with suppress(FileNotFoundError):  # another process was faster
-            if file.is_file() and file.stat().st_mtime < before:
+            if OURS.fullmatch(file.name) and file.is_file() and file.stat().st_mtime < before:
                 file.unlink()

@@ -22,7 +22,7 @@ from safetensors.numpy import load, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from elder_core.cache_folder import remove_unused
+from elder_core.cache_folder import UNFINISHED_PREFIX, remove_unused
 from elder_core.calibration.windows import token_stream
 
 CUTTING_VERSION = 1  # of token_stream: one more whenever it makes other tokens of the same text
@@ -88,7 +88,7 @@ def _write(path: Path, stream: Tensor) -> None:
     content = save({"tokens": tokens, "sha256": np.frombuffer(_digest(tokens), dtype=np.uint8)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED_PREFIX, delete=False) as file:
             unfinished = Path(file.name)
             try:
                 file.write(content)

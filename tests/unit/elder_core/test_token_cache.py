@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from elder_core import cache_folder, checkpoints
-from elder_core.cache_folder import UNUSED_SECONDS, remove_unused, user_cache
+from elder_core.cache_folder import UNFINISHED_PREFIX, UNUSED_SECONDS, remove_unused, user_cache
 from elder_core.calibration import token_cache
 from elder_core.calibration.token_cache import TokenCache
 from elder_core.calibration.windows import token_stream
@@ -174,6 +174,41 @@ def test_what_is_used_stays_and_what_is_not_leaves(cut: Callable[..., torch.Tens
     age(used, 120)
     cut(documents=["a third"])  # whoever writes tidies up
     assert used not in set(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        (f"{'0a' * 32}.safetensors", True),
+        (f"{UNFINISHED_PREFIX}k3_x", True),
+        ("model.safetensors", False),
+        (f"{'0a' * 32}.safetensors.bak", False),
+        (f"{'0A' * 32}.safetensors", False),
+        (".gitignore", False),
+        ("notes.txt", False),
+    ],
+)
+def test_only_files_of_our_own_are_removed(tmp_path: Path, name: str, ours: bool) -> None:
+    (tmp_path / name).touch()
+    age(tmp_path / name, UNUSED_SECONDS + 60)
+    remove_unused(tmp_path)
+    assert (tmp_path / name).exists() is not ours
+
+
+def test_what_a_killed_writer_leaves_is_removed_later(
+    cut: Callable[..., torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Path, **__: bool) -> None:
+        raise OSError("gone")
+
+    with monkeypatch.context() as ending:
+        ending.setattr(Path, "replace", killed)
+        ending.setattr(Path, "unlink", killed)
+        cut()
+    (left,) = (tmp_path / "tokens").iterdir()
+    age(left, UNUSED_SECONDS + 60)
+    remove_unused(tmp_path / "tokens")
+    assert not left.exists()
 
 
 def test_a_folder_that_is_not_there_is_no_error(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_pass_sends_one_hint_for_all_jobs(
 
 def test_tokens_that_no_job_uses_are_swept(maintenance: Maintenance, settings: Settings) -> None:
     settings.token_cache_dir.mkdir(parents=True)
-    old, new = settings.token_cache_dir / "old", settings.token_cache_dir / "new"
+    old, new = (settings.token_cache_dir / f"{letter * 64}.safetensors" for letter in "ab")
     for file in (old, new):
         file.touch()
     then = old.stat().st_mtime - 31 * 86_400
