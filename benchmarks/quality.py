@@ -348,7 +348,7 @@ def _prepare(context: Context, method: Method, recipe: Recipe, removed: tuple[in
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations of a training: once for what comes before it, and for one update with the removed layers or without."""
+    """Operations of a training: once for what comes before it, and of an update with the removed layers or without."""
 
     once: int
     faded: int

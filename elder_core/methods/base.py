@@ -16,6 +16,8 @@ from elder_core.calibration.batches import batch_at, epochs_needed
 from elder_core.monitor import Monitor
 from elder_core.spec import GatePoint, TrainingPoint
 
+LOGITS_BYTES = 2**30  # of one pass through the model
+
 
 @dataclass(frozen=True)
 class Context:
@@ -35,6 +37,11 @@ class Context:
     def batch(self, step: int, size: int) -> Tensor:
         """Token ids `[size, length]` of batch number `step`, on the device."""
         return batch_at(self.windows, step, size, self.seed).to(self.device)
+
+    def in_parts(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """`ids` `[batch, length]` in parts whose logits fit into 1 GiB in float32; one sequence at least."""
+        vocabulary: int = self.model.config.get_text_config().vocab_size
+        return torch.split(ids, max(1, LOGITS_BYTES // (4 * ids.shape[1] * vocabulary)))
 
     def note_repetition(self, what: str, steps: int, batch_size: int) -> None:
         """Warn if `what` sees the text more than once; each time is in another order."""

@@ -53,7 +53,8 @@ class ScoringBaseline(Baseline[S]):
         """
         windows = self.scoring_windows(context)
         done = number * len(windows)
-        for batch in torch.split(windows, self.parameters.scoring_batch_size):
+        batches = torch.split(windows, self.parameters.scoring_batch_size)
+        for batch in (part for whole in batches for part in context.in_parts(whole)):
             yield batch.to(context.device)
             done += len(batch)
             context.monitor.step(done, passes * len(windows))

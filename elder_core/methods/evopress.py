@@ -7,6 +7,7 @@ better (multi-step selection).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -49,6 +50,7 @@ class EvoPress(ScoringBaseline[EvoPressParameters]):
         search = _Search(len(decoder_layers(context.model)), np.random.default_rng([context.seed]))
         drawn = [drawn_at_random(search.layers, count, search.random) for _ in range(parameters.offspring)]
         self._measure(context, search, self._promising(context, search, drawn, 0)[:1])
+        require_numbers([search.measured[search.parent]])
         for generation in range(1, parameters.generations + 1):
             mutants = self._mutants(search)
             if mutants:
@@ -76,14 +78,14 @@ class EvoPress(ScoringBaseline[EvoPressParameters]):
         """`sets` by KL on the few windows of this step, the best first."""
         ids = context.batch(step, self.parameters.first_samples)
         divergences = kl_without(context, ids, sets, search.parent).tolist()
-        require_numbers(divergences)
         return [sets[place] for place in np.argsort(divergences, kind="stable")]
 
     def _measure(self, context: Context, search: _Search, sets: Sequence[Layers]) -> None:
         """KL of `sets` on all scoring windows."""
         windows = self.scoring_windows(context)
         total = torch.zeros(len(sets), dtype=torch.float64)
-        for batch in torch.split(windows, self.parameters.scoring_batch_size):
+        batches = torch.split(windows, self.parameters.scoring_batch_size)
+        for batch in (part for whole in batches for part in context.in_parts(whole)):
             total += len(batch) * kl_without(context, batch.to(context.device), sets, search.parent)
             context.monitor.check_cancelled()
         search.measured.update(zip(sets, (total / len(windows)).tolist(), strict=True))
@@ -105,8 +107,10 @@ def mutated(removed: Layers, layers: int, random: np.random.Generator) -> Layers
 def kl_without(context: Context, ids: Tensor, sets: Sequence[Layers], like: Layers) -> Tensor:
     """KL from the whole model `[sets]`, on the CPU, of the model without each set, on `ids` `[batch, seq]`.
 
-    What the sets have in common with the set `like` at the beginning of the model is computed once.
+    What the sets have in common with the set `like` at the beginning of the model is computed once. A set without
+    which the model answers no numbers is infinitely far away.
     """
     whole = teacher_of(context.model)(ids)
     prefix = Prefix(context.model, ids, like)
-    return torch.stack([kl_divergence(prefix.logits(layers), whole) for layers in sets]).double().cpu()
+    found = torch.stack([kl_divergence(prefix.logits(layers), whole) for layers in sets])
+    return found.double().nan_to_num(math.inf, posinf=math.inf).cpu()

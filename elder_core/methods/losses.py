@@ -1,4 +1,4 @@
-"""What ELDeR trains against, for both of its stages."""
+"""What methods train and choose against: a loss of the text itself, or the distance from the whole model."""
 
 from __future__ import annotations
 

@@ -33,7 +33,6 @@ CLIP_NORM = 1.0
 # rate falls with the width (arXiv 2203.03466). The constant was measured at widths 192 and 256: docs/log.md.
 RATE_TIMES_WIDTH = 0.13
 LORA_RATE_FACTOR = 10
-LOGITS_BYTES = 2**30  # of one backward pass, in float32; a larger batch is gone through in parts
 
 ROUNDING = 1e-9
 KEPT_SHARE = 0.1  # of the budget, between two states that a failing run may be put back to
@@ -138,6 +137,7 @@ class _Run:
     def weights(self, teacher: Teacher | None) -> Iterator[None]:
         """The model with the weights that learn: its own in float32, or a low-rank addition that is merged at last."""
         with ExitStack() as stack:
+            own: Teacher | None = None
             if self._parameters.weights is Weights.LORA:
                 layers = decoder_layers(self._model)
                 chosen = [layer for index, layer in enumerate(layers) if self._fading or index not in self._removed]
@@ -147,7 +147,8 @@ class _Run:
                 self._learning = [parameter for addition in additions for parameter in addition.parameters()]
                 own = switched_off(teacher_of(self._model), additions)
             else:
-                own = teacher_of(frozen_copy(self._model)) if teacher is None else teacher
+                if teacher is None and self._parameters.loss is Loss.KL:
+                    own = teacher_of(frozen_copy(self._model))
                 self._model.float()  # small updates would be lost in bfloat16 weights
                 self._learning = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
             self._teacher = (teacher or own) if self._parameters.loss is Loss.KL else None
@@ -165,25 +166,26 @@ class _Run:
                 return
             gate = 0.0 if self._fading is None else annealed_gate(after, self._fading.fraction)
             rate = learning_rate_at(before, after, self._peak * watch.rate_factor)
-            loss, penalty = self._update(optimizer, update, gate, rate)
-            if watch.went_wrong(loss, update, after, fading=gate > 0):
+            loss, penalty = self._gradient(optimizer, update, gate)
+            if watch.went_wrong(loss, update, before, fading=gate > 0):
                 optimizer.state.clear()
             else:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
                 yield TrainingPoint(update=update + 1, loss=loss, penalty=penalty, gate=gate, learning_rate=rate)
             update += 1
             self._report(update, after, loss, gate, time.monotonic() - started)
 
-    def _update(
-        self, optimizer: torch.optim.Optimizer, update: int, gate: float, rate: float
-    ) -> tuple[float, float | None]:
-        """One update by the gradient of loss and penalty, clipped to norm 1; none if it is no number.
+    def _gradient(self, optimizer: torch.optim.Optimizer, update: int, gate: float) -> tuple[float, float | None]:
+        """Loss and penalty of this update's batch; their gradient, clipped to norm 1, is left in the parameters.
 
         The loss is infinite where the gradient is no number.
         """
         optimizer.zero_grad(set_to_none=True)
         ids = self._context.batch(update, self._parameters.batch_size)
         loss, penalty = 0.0, 0.0
-        for part in torch.split(ids, self._rows(ids)):
+        for part in self._context.in_parts(ids):
             share = len(part) / len(ids)
             wanted = None if self._teacher is None else self._teacher(part)
             with self._weighted(gate) as norms:
@@ -195,15 +197,7 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(self._learning, CLIP_NORM)
         if not math.isfinite(loss) or not bool(norm.isfinite()):
             return (loss if not math.isfinite(loss) else math.inf), None
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
         return loss, penalty if gate > 0 else None
-
-    def _rows(self, ids: Tensor) -> int:
-        """Sequences in one backward pass."""
-        vocabulary: int = self._model.config.get_text_config().vocab_size
-        return max(1, LOGITS_BYTES // (4 * ids.shape[1] * vocabulary))
 
     @contextmanager
     def _weighted(self, gate: float) -> Iterator[dict[int, Tensor]]:
@@ -244,6 +238,8 @@ class _Watch:
 
     def went_wrong(self, loss: float, update: int, share: float, *, fading: bool) -> bool:
         """Whether this update's loss is no number or has run away; if so the weights are the last good ones again.
+
+        It is asked before the update is made, so that weights are kept by whose own loss they were good.
 
         Raises:
             NonFiniteLoss: nothing has moved yet, or it is one time too many.

@@ -75,7 +75,8 @@ class _Losses:
 
     def _compute(self, base: Layers, sets: Sequence[Layers]) -> list[float]:
         total = torch.zeros(len(sets), dtype=torch.float64)
-        for batch in torch.split(self._windows, self._batch_size):
+        batches = torch.split(self._windows, self._batch_size)
+        for batch in (part for whole in batches for part in self._context.in_parts(whole)):
             ids = batch.to(self._context.device)
             wanted = None if self._teacher is None else self._teacher(ids)
             prefix = Prefix(self._context.model, ids, base)

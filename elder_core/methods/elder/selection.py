@@ -185,7 +185,11 @@ def _updater(parameters: ElderParameters, weights: Tensor) -> Callable[[Tensor, 
     def adam_update(loss: Tensor, chosen: list[int]) -> None:
         optimizer.zero_grad()
         (loss + parameters.gate_penalty * weights[chosen].abs().sum()).backward()  # type: ignore[no-untyped-call]
+        resting = weights.detach().clone()
         optimizer.step()
+        resting[chosen] = weights.detach()[chosen]
+        with torch.no_grad():
+            weights.copy_(resting)  # Adam's momentum moves the others too
 
     return adam_update
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from itertools import pairwise
 
 import pytest
 import torch
@@ -305,3 +306,13 @@ def _set_loss(model: PreTrainedModel, layers: Collection[int], loss: Loss) -> fl
         wanted = model(input_ids=windows, use_cache=False).logits
         with bypassed(model, layers):
             return loss_of(model, windows, loss, wanted).item()
+
+
+def test_adam_moves_only_the_weights_that_were_in_effect(tiny_llama: PreTrainedModel) -> None:
+    parameters = QUICK.model_copy(update={"gate_optimizer": GateOptimizer.ADAM, "gate_share": 0.5, "gate_penalty": 1.0})
+    path = Elder(parameters).select(context_of(tiny_llama), 2).gate_path
+    changes = [
+        [layer for layer in range(6) if before.weights[layer] != after.weights[layer]]
+        for before, after in pairwise(path)
+    ]
+    assert [len(changed) for changed in changes] == [3] * 5

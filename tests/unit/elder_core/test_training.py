@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from elder_core.errors import NonFiniteLoss
-from elder_core.methods import training
+from elder_core.methods import base, training
 from elder_core.methods.base import Context
 from elder_core.methods.low_rank import low_rank, switched_off
 from elder_core.methods.training import Fading, train
 from elder_core.monitor import Monitor
-from elder_core.parameters import ElderParameters, Norm, ShortGptParameters, TrainingParameters, Weights
+from elder_core.parameters import ElderParameters, Loss, Norm, ShortGptParameters, TrainingParameters, Weights
 from elder_core.surgery import bypassed, decoder_layers
 
 REMOVED = (2, 4)
@@ -74,7 +74,7 @@ def test_a_batch_in_parts_gives_the_same_update(context: Context, monkeypatch: p
     twin = copy.deepcopy(context.model)
     parameters = QUICK.model_copy(update={"batch_size": 4, "updates": 3})
     whole = train(context, parameters, REMOVED)
-    monkeypatch.setattr(training, "LOGITS_BYTES", 4 * 16 * 257)  # one sequence
+    monkeypatch.setattr(base, "LOGITS_BYTES", 4 * 16 * 257)  # one sequence
     parts = train(Context(twin, context.windows, 0, context.device, Monitor()), parameters, REMOVED)
     assert [point.loss for point in parts] == pytest.approx([point.loss for point in whole], rel=1e-2)
 
@@ -132,6 +132,29 @@ def test_weights_are_put_back_to_what_they_were(context: Context, poison: Poison
     train(context, QUICK.model_copy(update={"updates": 40}), REMOVED)
     assert any(not torch.equal(a, b) for a, b in zip(start, steps[0], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(start, steps[1], strict=True))
+
+
+def test_weights_that_an_update_broke_are_never_kept(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = context.model.model.layers[0].mlp.up_proj.weight
+    step, numbers = torch.optim.AdamW.step, count()
+
+    def breaking(self: torch.optim.AdamW) -> None:
+        step(self)
+        if next(numbers) == 4:  # of ten updates, after each of which weights are kept
+            weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
+    points = train(context, QUICK.model_copy(update={"updates": 10}), REMOVED)
+    assert len(points) == 9
+    assert len(context.monitor.warnings) == 1
+    assert weight.isfinite().all()
+
+
+def test_training_on_the_text_itself_needs_no_copy_of_the_model(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "frozen_copy", lambda _: pytest.fail("a copy"))
+    assert len(train(context, QUICK.model_copy(update={"loss": Loss.CROSS_ENTROPY}), REMOVED)) == 12
 
 
 def test_a_loss_that_is_no_number_from_the_start_is_the_jobs_fault(context: Context, poison: Poison) -> None:
