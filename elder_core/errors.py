@@ -247,7 +247,7 @@ class MeasurementFailed(ElderError):
 
 
 class OutputExists(ElderError):
-    """The output folder is not empty."""
+    """The output folder is not empty, or holds a sweep of something else."""
 
     code = "output_exists"
 

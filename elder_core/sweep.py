@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from elder_core import checkpoints, devices
-from elder_core.errors import AmbiguousTarget, DuplicateLayers
+from elder_core.errors import AmbiguousTarget, DuplicateLayers, OutputExists
 from elder_core.evaluation.evaluate import DenseFigures
 from elder_core.execution import evaluate_saved, prune
 from elder_core.inspection import Sources
@@ -36,11 +38,15 @@ class SweepDepth(Strict):
 
 
 class Sweep(Strict):
-    """Contents of `sweep.json`, version 1: the depths that are done, in the order of their layers."""
+    """Contents of `sweep.json`, version 1: the depths that are done, in the order of their layers.
+
+    `spec` is what they have in common, and names no depth.
+    """
 
     schema_version: Literal[1] = 1
     created_at: datetime
     model: ModelSummary
+    spec: JobSpec
     method: str
     depths: tuple[SweepDepth, ...]
 
@@ -61,12 +67,14 @@ def sweep(
 
     Texts are read, layers chosen (Method.chooser) and the dense model evaluated once; every depth begins from the
     dense weights. Depth n goes to `out/removed-n`, checkpoint and report together, which appears whole or not at all;
-    `out/sweep.json` tells of those that are done, and `finished` of each in turn. What is chosen for a depth can differ
+    `out/sweep.json` tells of those that are done, also by earlier sweeps of the same model and spec into `out`, and
+    `finished` of each in turn. What is chosen for a depth can differ
     a little from a run of that depth alone, for a method that learns once for all depths. The time of what is shared
     stands in the report of each.
 
     Raises:
         AmbiguousTarget, DuplicateLayers: no depth is named, or one twice, or the spec names one.
+        OutputExists: `out` holds one of the depths already, or a sweep of another model or spec.
         ElderError, Cancelled: as pipeline.run; the depths that are done stay as they are.
     """
     specs = _specs(spec, counts, ratios)
@@ -76,6 +84,7 @@ def sweep(
             jobs = _jobs(specs, sources, device)
             for count in jobs:
                 checkpoints.check_output(_folder(out, count))
+            earlier = _earlier(out, spec, next(iter(jobs.values())).source.revision)
         deepest = jobs[max(jobs)]
         with shared.entered(Stage.CALIBRATING):
             texts = tokenize(deepest, shared)
@@ -86,7 +95,7 @@ def sweep(
             monitor = Monitor(progress, cancelled, shared.stage, dict(shared.stage_seconds), list(shared.warnings))
             report, known = _one(job, texts, selections[count], _folder(out, count), monitor, known)
             reports.append(report)
-            told = _tell(reports, out)
+            told = _tell(spec, earlier, reports, out)
             finished(report)
     return told
 
@@ -158,26 +167,56 @@ def _appearing(folder: Path) -> Iterator[Path]:
 
 
 def _folder(out: Path, count: int) -> Path:
-    return out / f"removed-{count}"
+    return out / _name(count)
 
 
-def _tell(reports: Sequence[Report], out: Path) -> Sweep:
-    """Write `sweep.json` for the depths that are done."""
+def _name(count: int) -> str:
+    return f"removed-{count}"
+
+
+def _earlier(out: Path, spec: JobSpec, revision: str) -> tuple[SweepDepth, ...]:
+    """The depths that earlier sweeps of `spec` into `out` left, as far as their folders are still there.
+
+    Raises:
+        OutputExists: the sweep there is of another revision of the model, or differs in its spec, or cannot be read.
+    """
+    file = out / SWEEP_FILE
+    if not file.exists():
+        return ()
+    try:
+        told = Sweep.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise OutputExists(f"{file} cannot be read as a sweep of this version; give another folder.") from error
+    if told.model.revision != revision:
+        raise OutputExists(
+            f"{file} is of another model, {told.model.id} at {told.model.revision}; give another folder."
+        )
+    alike = told.spec.model_copy(update={"model": spec.model})  # the revision says what the model is
+    if differing := [name for name in JobSpec.model_fields if getattr(alike, name) != getattr(spec, name)]:
+        raise OutputExists(f"{file} is of a sweep with other values of {', '.join(differing)}; give another folder.")
+    return tuple(depth for depth in told.depths if (out / depth.folder).is_dir())
+
+
+def _tell(spec: JobSpec, earlier: Sequence[SweepDepth], reports: Sequence[Report], out: Path) -> Sweep:
+    """Write `sweep.json` for the depths that are done, those of earlier sweeps among them."""
+    depths = {depth.folder: depth for depth in (*earlier, *map(_depth, reports))}
     told = Sweep(
         created_at=datetime.now(UTC),
         model=reports[0].model,
-        method=reports[0].spec.method.name,
-        depths=tuple(
-            SweepDepth(
-                folder=_folder(out, len(report.removed_layers)).name,
-                removed_layers=report.removed_layers,
-                evaluation=report.evaluation,
-                warnings=report.warnings,
-            )
-            for report in reports
-        ),
+        spec=spec,
+        method=spec.method.name,
+        depths=tuple(sorted(depths.values(), key=lambda depth: len(depth.removed_layers))),
     )
     unfinished = out / f".{SWEEP_FILE}"
     unfinished.write_text(told.model_dump_json(indent=2) + "\n", encoding="utf-8")
     unfinished.replace(out / SWEEP_FILE)
     return told
+
+
+def _depth(report: Report) -> SweepDepth:
+    return SweepDepth(
+        folder=_name(len(report.removed_layers)),
+        removed_layers=report.removed_layers,
+        evaluation=report.evaluation,
+        warnings=report.warnings,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -146,6 +147,39 @@ def test_a_depth_that_is_there_already_is_refused_before_any_work(spec: JobSpec,
     with pytest.raises(OutputExists):
         sweep(spec, tmp_path / "out", counts=(1, 2), progress=seen.append)
     assert {point.stage for point in seen} == {Stage.RESOLVING}
+
+
+def test_the_remaining_depths_join_those_that_are_done(spec: JobSpec, tmp_path: Path) -> None:
+    first = sweep(spec, tmp_path / "out", counts=(1, 3))
+    both = sweep(spec, tmp_path / "out", counts=(2,))
+    assert [depth.folder for depth in both.depths] == ["removed-1", "removed-2", "removed-3"]
+    assert both.depths[::2] == first.depths
+    assert Sweep.model_validate_json((tmp_path / "out/sweep.json").read_text()) == both
+    shutil.rmtree(tmp_path / "out/removed-1")
+    told = sweep(spec, tmp_path / "out", counts=(4,))
+    assert [depth.folder for depth in told.depths] == ["removed-2", "removed-3", "removed-4"]
+
+
+@pytest.mark.parametrize("other", ["model", "method", "unreadable"])
+def test_a_sweep_of_something_else_is_refused_before_any_work(
+    spec: JobSpec, tmp_path: Path, tiny_checkpoint: Path, other: str
+) -> None:
+    sweep(spec, tmp_path / "out", counts=(1,))
+    file = tmp_path / "out/sweep.json"
+    if other == "model":
+        copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+        (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+        spec = spec.model_copy(update={"model": ModelRef(id=str(copy))})
+    elif other == "method":
+        spec = spec.model_copy(update={"method": ShortGptParameters(updates=3)})
+    else:
+        file.write_text("{}")
+    before = file.read_text()
+    seen: list[Progress] = []
+    with pytest.raises(OutputExists, match={"unreadable": "cannot be read"}.get(other, f"other.* {other}")):
+        sweep(spec, tmp_path / "out", counts=(2,), progress=seen.append)
+    assert {point.stage for point in seen} == {Stage.RESOLVING}
+    assert file.read_text() == before
 
 
 def test_the_command_prints_a_table(spec: JobSpec, tmp_path: Path) -> None:
