@@ -29,6 +29,7 @@ COPY scripts/requirements ./scripts/requirements
 RUN python scripts/requirements > base.txt \
     && pip install -c constraints.txt -r base.txt
 COPY examples/models/manuals-16l /builtin/manuals-16l
+COPY examples/models/manuals-texts /builtin/manuals-texts
 ENV ELDER_ENVIRONMENT=production ELDER_DATA_DIR=/data ELDER_BUILTIN_ROOT=/builtin \
     ELDER_MODEL_ROOTS=/models ELDER_TEXT_ROOTS=/models ELDER_HUB_CACHE=/hub
 

@@ -69,7 +69,7 @@ from elder_core.spec import Environment, ModelRef, TrainingPoint
 from elder_core.surgery import decoder_layers, remove_layers
 
 RESULTS = Path(__file__).parent / "results"
-RESERVE = Path(__file__).parents[1] / "examples" / "models" / "manuals-16l" / "reserve.jsonl"
+RESERVE = Path(__file__).parents[1] / "examples" / "models" / "manuals-texts" / "reserve.jsonl"
 WINDOWS = 192
 PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 

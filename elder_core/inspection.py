@@ -37,8 +37,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 # name → path below `builtin_root`
 BUILTIN_TEXTS = {
-    "manuals-calibration": Path("manuals-16l/calibration.jsonl"),
-    "manuals-test": Path("manuals-16l/test.jsonl"),
+    "manuals-calibration": Path("manuals-texts/calibration.jsonl"),
+    "manuals-test": Path("manuals-texts/test.jsonl"),
 }
 
 

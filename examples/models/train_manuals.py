@@ -6,9 +6,9 @@
 
 About an hour on two cores, in float32: few CPUs compute in bfloat16. `--resume` goes on from the last checkpoint in
 `--work`.
-Reads: the HTML pages of the two Debian packages. Writes: the checkpoint folder, its model card and the
-held-out splits (`calibration.jsonl`, `test.jsonl`, `reserve.jsonl`), one JSON object with `text` a line,
-one line per page of the manuals.
+Reads: the HTML pages of the two Debian packages. Writes: the checkpoint folder with its model card and, in the
+folder `manuals-texts` beside it, the held-out splits (`calibration.jsonl`, `test.jsonl`, `reserve.jsonl`), one JSON
+object with `text` a line, one line per page of the manuals.
 """
 
 from __future__ import annotations
@@ -231,11 +231,16 @@ def train(
     return model
 
 
+def texts_beside(out: Path) -> Path:
+    return out.parent / "manuals-texts"
+
+
 def write_splits(out: Path, corpus: dict[str, list[dict[str, str]]]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    texts = texts_beside(out)
+    texts.mkdir(parents=True, exist_ok=True)
     for name in ("calibration", "test", "reserve"):
         lines = [json.dumps(document, ensure_ascii=False) for document in corpus[name]]
-        (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (texts / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def megabytes(files: Iterable[Path]) -> float:
@@ -243,9 +248,9 @@ def megabytes(files: Iterable[Path]) -> float:
 
 
 def write_card(out: Path, corpus: dict[str, list[dict[str, str]]], bits: float, args: argparse.Namespace) -> None:
-    stored = {True: "stored here", False: "not stored"}
+    stored = {True: "in `manuals-texts`", False: "not stored"}
     rows = "\n".join(
-        f"| {name} | {len(documents):,} | {utf8_bytes(documents):,} | {stored[(out / f'{name}.jsonl').exists()]} |"
+        f"| {name} | {len(documents):,} | {utf8_bytes(documents):,} | {stored[(texts_beside(out) / f'{name}.jsonl').exists()]} |"
         for name, documents in corpus.items()
     )
     files = [file for file in out.iterdir() if file.name != "README.md"]
@@ -253,8 +258,7 @@ def write_card(out: Path, corpus: dict[str, list[dict[str, str]]], bits: float, 
     (out / "README.md").write_text(
         template.format(
             bits=bits,
-            model_megabytes=megabytes(file for file in files if file.suffix != ".jsonl"),
-            folder_megabytes=megabytes(files),
+            megabytes=megabytes(files),
             splits=rows,
             steps=args.steps,
             seed=args.seed,

@@ -47,7 +47,8 @@ def sources(checkpoint, tmp_path):
     (tmp_path / "texts" / "deep" / "more.jsonl").write_text('{"text": "more"}')
     (tmp_path / "outside.txt").write_text("secret")
     shutil.copytree(checkpoint, tmp_path / "builtin" / "manuals-16l")
-    (tmp_path / "builtin" / "manuals-16l" / "test.jsonl").write_text('{"text": "test"}')
+    (tmp_path / "builtin" / "manuals-texts").mkdir()
+    (tmp_path / "builtin" / "manuals-texts" / "test.jsonl").write_text('{"text": "test"}')
     return Sources(
         builtin_root=tmp_path / "builtin", model_roots=(checkpoint.parent,), text_roots=(tmp_path / "texts",)
     )
