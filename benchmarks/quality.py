@@ -73,6 +73,9 @@ RESERVE = Path(__file__).parents[1] / "examples" / "models" / "manuals-texts" / 
 WINDOWS = 192
 PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 
+# What does not matter for which layers are chosen.
+OF_TRAINING = {*TrainingParameters.model_fields, "penalty", "norm", "anneal_fraction"}
+
 # The paper's own settings (section 4.1), for as many steps as its rounds can use on this text.
 PAPER = ElderParameters(
     gate=Gate.OUTPUT,
@@ -296,7 +299,7 @@ def _run(
     """One row. `chosen` holds the selections that were made already: equal methods choose once."""
     context = bench.context(seed)
     method = find_method(recipe.chooser.name).load()(recipe.chooser)
-    key = recipe.chooser.model_dump_json(exclude={"tokens", "updates", "seconds"})
+    key = recipe.chooser.model_dump_json(exclude=OF_TRAINING)
     if key not in chosen:
         with counted() as work:
             selection = method.select(context, count)
@@ -307,7 +310,7 @@ def _run(
         parameters = recipe.then or recipe.chooser
         if budget is not None:
             parameters = _within(bench, recipe, selection, budget - selecting.flops, seed)
-            started = time.monotonic()
+        started = time.monotonic()
         points = _train(context, method, recipe, parameters, selection.removed)
         training = Work(_cost(bench, recipe, parameters, selection, seed).of(points), time.monotonic() - started)
         updates, tokens = len(points), len(points) * parameters.batch_size * bench.length
