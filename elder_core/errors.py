@@ -203,7 +203,7 @@ class CalibrationTooSmall(TextError):
 
 
 class TextOverlap(TextError):
-    """Evaluation documents are calibration documents too."""
+    """More than a trace of the evaluation text is calibration text too."""
 
     code = "text_overlap"
 

@@ -16,7 +16,6 @@ from elder_core.calibration.windows import (
     EvaluationText,
     calibration_text,
     evaluation_windows,
-    shared_documents,
     window_length,
 )
 from elder_core.checkpoints import LoadedModel, Resolved
@@ -24,7 +23,7 @@ from elder_core.evaluation.generation import check_prompts
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.methods.base import Context, Method
 from elder_core.monitor import Monitor
-from elder_core.overlap import check_sources, refuse_overlap
+from elder_core.overlap import Parted, check_sources, part
 from elder_core.registry import find_method
 from elder_core.sizes import count_to_remove
 from elder_core.spec import JobSpec
@@ -43,9 +42,8 @@ class Job:
     count: int | None
     window_length: int
     calibration: list[str]
-    evaluation: list[str]
+    evaluation: Parted
     token_cache: TokenCache
-    overlapping_documents: int
 
     def method(self) -> Method:
         return find_method(self.spec.method.name).load()(self.spec.method)
@@ -79,9 +77,8 @@ def resolve(spec: JobSpec, sources: Sources, device: str) -> Job:
         count=count_to_remove(spec, source.info),
         window_length=window_length(spec.calibration.sequence_length, source.info.max_positions),
         calibration=calibration,
-        evaluation=evaluation,
+        evaluation=part(calibration, evaluation, allowed=spec.evaluation.allow_overlap),
         token_cache=TokenCache(sources.token_cache),
-        overlapping_documents=_overlap(spec, calibration, evaluation),
     )
 
 
@@ -96,11 +93,12 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
     check_prompts(job.spec.evaluation.prompts, tokenizer)
     length = window_length(None, job.source.info.max_positions)
     cut = partial(job.token_cache.stream, tokenizer=tokenizer, tokenizer_hash=checkpoints.tokenizer_hash(job.source))
-    stream, unseen = cut(job.calibration, field="calibration"), cut(job.evaluation, field="evaluation")
+    documents = job.evaluation.documents
+    stream, unseen = cut(job.calibration, field="calibration"), cut(documents, field="evaluation")
     texts = Texts(
         tokenizer,
         _calibration(job, stream),
-        evaluation_windows(job.evaluation, unseen, length, samples=job.spec.evaluation.samples),
+        evaluation_windows(documents, unseen, length, samples=job.spec.evaluation.samples),
     )
     check_budget(job.spec, job.window_length, len(texts.calibration.learning), job.count)
     _warn(job, len(texts.calibration.learning), monitor)
@@ -118,14 +116,6 @@ def context_of(job: Job, loaded: LoadedModel, texts: Texts, monitor: Monitor) ->
     return Context(
         model=loaded.model, windows=texts.calibration.learning, seed=job.spec.seed, device=job.device, monitor=monitor
     )
-
-
-def _overlap(spec: JobSpec, calibration: list[str], evaluation: list[str]) -> int:
-    """How many evaluation documents calibration sees too, where that is allowed."""
-    shared = shared_documents(calibration, evaluation)
-    if shared and not spec.evaluation.allow_overlap:
-        refuse_overlap(f"{shared:,} of {len(evaluation):,} evaluation documents are calibration documents too")
-    return shared
 
 
 def _calibration(job: Job, stream: torch.Tensor) -> CalibrationText:
@@ -146,8 +136,5 @@ def _warn(job: Job, sequences: int, monitor: Monitor) -> None:
             f"{samples:,} calibration sequences were asked for, but the text fills only {sequences:,} of "
             f"{job.window_length:,} tokens."
         )
-    if job.overlapping_documents:
-        monitor.warn(
-            f"{job.overlapping_documents:,} of {len(job.evaluation):,} evaluation documents are calibration documents "
-            "too; the figures after pruning are better than they would be on unseen text."
-        )
+    if warning := job.evaluation.warning():
+        monitor.warn(warning)

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from elder_core.errors import TextOverlap
 from elder_core.inspection import Sources, text_path
 from elder_core.spec import JobSpec
+
+MOST_SHARED = 0.01  # of the evaluation text's bytes: corpora of one document a line repeat headings and short lines
+
+
+@dataclass(frozen=True)
+class Parted:
+    """The evaluation text as it is measured on.
+
+    `shared` of the `documents` are calibration documents too, where that is allowed; `left_out` were, and are no
+    longer among them.
+    """
+
+    documents: list[str]
+    shared: int = 0
+    left_out: int = 0
+
+    def warning(self) -> str | None:
+        """What is to be said of it to people."""
+        if self.shared:
+            return (
+                f"{self.shared:,} of {len(self.documents):,} evaluation documents are calibration documents too; the "
+                "figures after pruning are better than they would be on unseen text."
+            )
+        if self.left_out:
+            return (
+                f"{self.left_out:,} of {self.left_out + len(self.documents):,} evaluation documents are calibration "
+                "documents too, and were left out of the evaluation text."
+            )
+        return None
 
 
 def check_sources(spec: JobSpec, sources: Sources) -> None:
@@ -19,10 +50,37 @@ def check_sources(spec: JobSpec, sources: Sources) -> None:
     if spec.evaluation.allow_overlap:
         return
     if text_path(spec.calibration.source, sources).samefile(text_path(spec.evaluation.source, sources)):
-        refuse_overlap(f"{spec.evaluation.source} is both the calibration and the evaluation text")
+        _refuse(f"{spec.evaluation.source} is both the calibration and the evaluation text")
 
 
-def refuse_overlap(what: str) -> NoReturn:
+def part(calibration: Sequence[str], evaluation: Sequence[str], *, allowed: bool) -> Parted:
+    """Evaluation text without what calibration sees too, if that is little, or with all of it where it is `allowed`.
+
+    Documents are compared without white space at their ends.
+
+    Raises:
+        TextOverlap: more than `MOST_SHARED` of the text's bytes are of such documents, and that is not allowed.
+    """
+    seen = {document.strip() for document in calibration}
+    unseen = [document for document in evaluation if document.strip() not in seen]
+    shared = len(evaluation) - len(unseen)
+    if allowed or not shared:
+        return Parted(list(evaluation), shared=shared)
+    total = _bytes(evaluation)
+    share = (total - _bytes(unseen)) / total
+    if share > MOST_SHARED:
+        _refuse(
+            f"{shared:,} of {len(evaluation):,} evaluation documents are calibration documents too, with {share:.2%} "
+            f"of the text's bytes; up to {MOST_SHARED:.0%} would be left out"
+        )
+    return Parted(unseen, left_out=shared)
+
+
+def _bytes(documents: Iterable[str]) -> int:
+    return sum(len(document.encode()) for document in documents)
+
+
+def _refuse(what: str) -> NoReturn:
     """Raises:
     TextOverlap: with what is to be done about it.
     """

@@ -76,7 +76,7 @@ def report_of(job: Job, outcome: Outcome, result: EvaluationResult, monitor: Mon
         expected=outcome.expected,
         gate_path=thinned(outcome.selection.gate_path),
         training=thinned(outcome.training),
-        evaluation=result.evaluation.model_copy(update={"overlapping_documents": job.overlapping_documents}),
+        evaluation=result.evaluation.model_copy(update={"overlapping_documents": job.evaluation.shared}),
         generations=result.generations,
         stage_seconds=monitor.stage_seconds,
         peak_memory_bytes=devices.peak_memory_bytes(job.device),

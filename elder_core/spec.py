@@ -98,7 +98,7 @@ class EvaluationSpec(Strict):
     allow_overlap: bool = Field(
         default=False,
         description="Measure on documents that are calibration documents too; the report is then marked, since its "
-        "figures are better than on unseen text.",
+        "figures are better than on unseen text. Otherwise they are left out, or refused above 1 % of the bytes.",
     )
     speed: bool = Field(default=True, description="Measure prefill and decoding speed and peak memory.")
     generation: bool = Field(default=True, description="Generate three texts side by side.")
@@ -249,7 +249,7 @@ class Evaluation(Strict):
     source: str
     overlapping_documents: int = Field(
         default=0,
-        description="How many of the text's documents calibration did see; above 0 the figures are flattered.",
+        description="How many documents measured on calibration did see; above 0 the figures are flattered.",
     )
     sequences: int
     sequence_length: int

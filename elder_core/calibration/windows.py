@@ -129,12 +129,6 @@ def evaluation_windows(
     return EvaluationText(windows[spread], text_bytes / len(stream))
 
 
-def shared_documents(calibration: Sequence[str], evaluation: Sequence[str]) -> int:
-    """How many evaluation documents are calibration documents too, white space at the ends aside."""
-    seen = {document.strip() for document in calibration}
-    return sum(document.strip() in seen for document in evaluation)
-
-
 def _separators(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     if tokenizer.eos_token_id is not None:
         return [], [tokenizer.eos_token_id]

@@ -12,7 +12,6 @@ from elder_core.calibration.batches import batch_at, epochs_needed
 from elder_core.calibration.windows import (
     calibration_text,
     evaluation_text,
-    shared_documents,
     token_stream,
     window_length,
 )
@@ -112,10 +111,6 @@ def test_a_window_above_the_models_limit_is_refused() -> None:
     with pytest.raises(SequenceTooLong, match=r"65 tokens.*limit of 64") as caught:
         window_length(65, 64)
     assert caught.value.loc == ("calibration", "sequence_length")
-
-
-def test_shared_documents_are_counted_without_white_space_at_the_ends() -> None:
-    assert shared_documents(["a", "b\n"], [" b", "c", "a", "a"]) == 3
 
 
 @given(

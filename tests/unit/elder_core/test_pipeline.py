@@ -179,6 +179,24 @@ def test_shared_documents_are_refused_before_loading(spec: JobSpec, tmp_path: Pa
     assert {point.stage for point in seen} == {Stage.RESOLVING}
 
 
+def test_a_shared_line_is_left_out_of_the_evaluation(spec: JobSpec, tmp_path: Path) -> None:
+    calibration = json.dumps({"text": Path(spec.calibration.source).read_text()})
+    evaluation = json.dumps({"text": Path(spec.evaluation.source).read_text()})
+    lines = {
+        "calibration": f'{calibration}\n{{"text": "= A ="}}\n',
+        "evaluation": f'{{"text": "= A ="}}\n{evaluation}\n',
+    }
+    changes = {}
+    for name, text in lines.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(text)
+        changes[name] = getattr(spec, name).model_copy(update={"source": str(path)})
+    report = run(spec.model_copy(update=changes), tmp_path / "out")
+    assert report.evaluation.before == run(spec, tmp_path / "without").evaluation.before
+    assert report.evaluation.overlapping_documents == 0
+    assert any("1 of 2 evaluation documents" in warning and "left out" in warning for warning in report.warnings)
+
+
 def test_where_shared_documents_are_allowed_the_report_is_marked(spec: JobSpec, tmp_path: Path) -> None:
     report = run(with_shared_document(spec, tmp_path, allow_overlap=True), tmp_path / "out")
     assert any("1 of 2 evaluation documents" in warning for warning in report.warnings)
