@@ -30,16 +30,17 @@ class Reading:
         return f"{self.parameters} {math.floor(sequences * self.per_sequence):,}"
 
 
-def check_budget(spec: JobSpec, length: int, sequences: int, count: int | None) -> None:
+def check_budget(spec: JobSpec, length: int, sequences: int, most: int | None) -> None:
     """Refuse a job that would read its text, of at most `sequences` of `length` tokens, too often.
 
-    `count` is how many layers go, None where that is not known yet. A budget in seconds cannot be told beforehand.
+    `most` is how many layers go, or may go at most (see most_layers), None where the model is not known yet: then what
+    is surely read counts, for one layer. A budget in seconds cannot be told beforehand.
 
     Raises:
         CalibrationTooSmall: the message says how much text is needed, and what budget this text allows.
     """
     fitting = sequences if spec.calibration.samples is None else min(sequences, spec.calibration.samples)
-    for reading in _readings(spec, length, count):
+    for reading in _readings(spec, length, most):
         if reading.sequences > MOST_TIMES * fitting:
             needed = math.ceil(reading.sequences / MOST_TIMES)
             raise CalibrationTooSmall(
@@ -51,11 +52,16 @@ def check_budget(spec: JobSpec, length: int, sequences: int, count: int | None) 
             )
 
 
-def _readings(spec: JobSpec, length: int, count: int | None) -> list[Reading]:
+def most_layers(count: int | None, layers: int) -> int:
+    """Layers that go from a model of `layers`: `count`, or where only a search will tell (None) all but one."""
+    return layers - 1 if count is None else count
+
+
+def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
     parameters = spec.method
     found = [] if (training := _training(parameters, length)) is None else [training]
     if isinstance(parameters, ElderParameters) and spec.layers is None:
-        rounds = 1 if parameters.layers_per_round is None else math.ceil((count or 1) / parameters.layers_per_round)
+        rounds = 1 if parameters.layers_per_round is None else math.ceil((most or 1) / parameters.layers_per_round)
         each = rounds * parameters.gate_batch_size
         found.append(Reading("Learning the layer weights", each * parameters.gate_steps, "gate_steps", 1 / each))
     return found

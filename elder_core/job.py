@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from elder_core import checkpoints, devices
-from elder_core.budgets import check_budget
+from elder_core.budgets import check_budget, most_layers
 from elder_core.calibration.token_cache import TokenCache
 from elder_core.calibration.windows import (
     CalibrationText,
@@ -100,7 +100,8 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
         _calibration(job, stream),
         evaluation_windows(documents, unseen, length, samples=job.spec.evaluation.samples),
     )
-    check_budget(job.spec, job.window_length, len(texts.calibration.learning), job.count)
+    most = most_layers(job.count, job.source.info.layers)
+    check_budget(job.spec, job.window_length, len(texts.calibration.learning), most)
     _warn(job, len(texts.calibration.learning), monitor)
     return texts
 

@@ -20,11 +20,11 @@ def check(spec: JobSpec, sources: Sources) -> None:
     beginning.
     """
     spec.check_target()
-    default_length, count = 1, None  # of a hub model not known before its config is there
+    default_length, most = 1, None  # of a hub model not known before its config is there
     if not inspection.is_hub_id(spec.model.id):
         with _blaming("model", "id"):
             info = inspection.inspect_checkpoint(inspection.local_model(spec.model.id, sources))
-        count = count_to_remove(spec, info)
+        most = budgets.most_layers(count_to_remove(spec, info), info.layers)
         _check_sequence_length(spec, info.max_positions)
         default_length = inspection.default_sequence_length(info.max_positions)
     length = spec.calibration.sequence_length or default_length
@@ -34,7 +34,7 @@ def check(spec: JobSpec, sources: Sources) -> None:
         inspection.check_beginning(inspection.text_path(spec.evaluation.source, sources), default_length)
     check_sources(spec, sources)
     if length > 1:
-        budgets.check_budget(spec, length, most_tokens // length, count)
+        budgets.check_budget(spec, length, most_tokens // length, most)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from elder_core.budgets import MOST_TIMES, check_budget
+from elder_core.budgets import MOST_TIMES, check_budget, most_layers
 from elder_core.errors import CalibrationTooSmall
 from elder_core.parameters import ElderParameters, MethodParameters, ShortGptParameters
 from elder_core.spec import CalibrationSpec, JobSpec, ModelRef
@@ -67,5 +67,10 @@ def test_named_layers_need_no_weights() -> None:
     check_budget(job(method, layers_to_remove=None, layers=(1,)), LENGTH, SEQUENCES, 1)
 
 
-def test_rounds_that_are_not_known_yet_count_as_one() -> None:
+def test_where_a_search_finds_the_depth_all_layers_but_one_may_go() -> None:
+    assert most_layers(None, 12) == 11
+    assert most_layers(3, 12) == 3
+
+
+def test_of_a_model_that_is_not_known_yet_one_round_counts() -> None:
     check_budget(job(ElderParameters(tokens=0, gate_steps=MOST, layers_per_round=1)), LENGTH, SEQUENCES, None)

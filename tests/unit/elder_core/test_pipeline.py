@@ -29,7 +29,7 @@ from elder_core.errors import (
 )
 from elder_core.inspection import Sources
 from elder_core.parameters import ElderParameters, ShortGptParameters
-from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage
+from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage, Target
 
 SOURCES = Sources(allow_paths=True)
 QUICK = ElderParameters(gate_steps=2, gate_batch_size=2, updates=2, batch_size=2)
@@ -222,6 +222,18 @@ def test_a_text_read_more_than_16_times_is_refused_before_loading(
     with pytest.raises(CalibrationTooSmall, match=message) as caught:
         run(spec.model_copy(update={"method": method}), tmp_path / "out", progress=seen.append)
     assert caught.value.loc == ("calibration", "source")
+    assert Stage.LOADING not in {point.stage for point in seen}
+
+
+@pytest.mark.parametrize("limit", [{"max_perplexity_increase": 0.5}, {"min_speedup": 1.1}])
+def test_a_target_in_rounds_may_read_the_text_for_all_layers_but_one(
+    spec: JobSpec, tmp_path: Path, limit: dict[str, float]
+) -> None:
+    method = ElderParameters(tokens=0, gate_steps=200, layers_per_round=1)  # five rounds: 1,000 sequences of 58 kept
+    seen: list[Progress] = []
+    changes = {"method": method, "layers_to_remove": None, "target": Target(**limit)}
+    with pytest.raises(CalibrationTooSmall, match=r"layer weights would read 1,000 sequences"):
+        run(spec.model_copy(update=changes), tmp_path / "out", progress=seen.append)
     assert Stage.LOADING not in {point.stage for point in seen}
 
 
