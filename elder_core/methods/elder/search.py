@@ -36,6 +36,7 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
         if better is None:
             break
         chosen = better
+        context.monitor.step(parameters.gate_steps, parameters.gate_steps, loss=losses.known[chosen])
     return chosen
 
 
