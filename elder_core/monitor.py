@@ -15,7 +15,8 @@ from elder_core.spec import Progress, Stage
 class Monitor:
     """Reports each step to `progress`, asks `cancelled` at each, and keeps what the report says of the run itself.
 
-    `stage_seconds` is the time spent in each stage that was entered; `warnings` are sentences for people.
+    `stage_seconds` is the time spent in each stage that was entered; `warnings` are sentences for people;
+    `earlier_peak_bytes` is the most memory held before its counter was last set back, 0 where it never was.
     """
 
     progress: Callable[[Progress], None] = lambda _: None
@@ -23,6 +24,7 @@ class Monitor:
     stage: Stage = Stage.RESOLVING
     stage_seconds: dict[Stage, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    earlier_peak_bytes: int = 0
 
     @contextmanager
     def entered(self, stage: Stage) -> Iterator[None]:

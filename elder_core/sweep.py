@@ -68,9 +68,9 @@ def sweep(
     Texts are read, layers chosen (Method.chooser) and the dense model evaluated once; every depth begins from the
     dense weights. Depth n goes to `out/removed-n`, checkpoint and report together, which appears whole or not at all;
     `out/sweep.json` tells of those that are done, also by earlier sweeps of the same model and spec into `out`, and
-    `finished` of each in turn. What is chosen for a depth can differ
-    a little from a run of that depth alone, for a method that learns once for all depths. The time of what is shared
-    stands in the report of each.
+    `finished` of each in turn. What is chosen for a depth can differ a little from a run of that depth alone, for a
+    method that learns once for all depths. The report of each counts the time of what is shared, and the peak of memory
+    while choosing.
 
     Raises:
         AmbiguousTarget, DuplicateLayers: no depth is named, or one twice, or the spec names one.
@@ -89,10 +89,11 @@ def sweep(
         with shared.entered(Stage.CALIBRATING):
             texts = tokenize(deepest, shared)
         selections = _select(deepest, texts, list(jobs), shared)
+        shared.earlier_peak_bytes = devices.peak_memory_bytes(deepest.device)  # every depth counts anew
         reports: list[Report] = []
         known: DenseFigures | None = None
         for count, job in jobs.items():
-            monitor = Monitor(progress, cancelled, shared.stage, dict(shared.stage_seconds), list(shared.warnings))
+            monitor = replace(shared, stage_seconds=dict(shared.stage_seconds), warnings=list(shared.warnings))
             report, known = _one(job, texts, selections[count], _folder(out, count), monitor, known)
             reports.append(report)
             told = _tell(spec, earlier, reports, out)

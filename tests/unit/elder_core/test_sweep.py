@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from elder_core import checkpoints, execution, pipeline
+from elder_core import checkpoints, devices, execution, pipeline
 from elder_core.__main__ import app
 from elder_core.checkpoints import verify
 from elder_core.errors import AmbiguousTarget, Cancelled, DuplicateLayers, ElderError, NoLayerLeft, OutputExists
@@ -147,6 +147,19 @@ def test_a_depth_that_is_there_already_is_refused_before_any_work(spec: JobSpec,
     with pytest.raises(OutputExists):
         sweep(spec, tmp_path / "out", counts=(1, 2), progress=seen.append)
     assert {point.stage for point in seen} == {Stage.RESOLVING}
+
+
+@pytest.mark.parametrize(("selecting", "expected"), [(900, 900), (50, 100)])
+def test_every_report_has_the_peak_memory_of_choosing_too(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selecting: int, expected: int
+) -> None:
+    """As on CUDA, where the counter is set back whenever the model is loaded."""
+    loads: list[object] = []
+    monkeypatch.setattr(devices, "reset_peak_memory", loads.append)
+    monkeypatch.setattr(devices, "peak_memory_bytes", lambda _: selecting if len(loads) == 1 else 100)
+    reports: list[Report] = []
+    sweep(spec, tmp_path / "out", counts=(1, 2), finished=reports.append)
+    assert [report.peak_memory_bytes for report in reports] == [expected, expected]
 
 
 def test_the_remaining_depths_join_those_that_are_done(spec: JobSpec, tmp_path: Path) -> None:
