@@ -249,8 +249,9 @@ def megabytes(files: Iterable[Path]) -> float:
 
 def write_card(out: Path, corpus: dict[str, list[dict[str, str]]], bits: float, args: argparse.Namespace) -> None:
     stored = {True: "in `manuals-texts`", False: "not stored"}
+    texts = texts_beside(out)
     rows = "\n".join(
-        f"| {name} | {len(documents):,} | {utf8_bytes(documents):,} | {stored[(texts_beside(out) / f'{name}.jsonl').exists()]} |"
+        f"| {name} | {len(documents):,} | {utf8_bytes(documents):,} | {stored[(texts / f'{name}.jsonl').exists()]} |"
         for name, documents in corpus.items()
     )
     files = [file for file in out.iterdir() if file.name != "README.md"]
