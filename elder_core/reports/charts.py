@@ -146,7 +146,7 @@ def gate_path(points: Sequence[GatePoint], removed: Sequence[int]) -> Chart:
 
 
 def training(points: Sequence[TrainingPoint]) -> list[Chart]:
-    """Loss, penalty and gate over the updates of stage 2; one chart each, where there are values."""
+    """Loss, penalty and gate over the updates of stage 2; one chart each, where there is something to see."""
     found = [
         _training("loss", "Training loss", "The loss while the model was prepared for the removal.", points),
         _training(
@@ -165,7 +165,7 @@ _UNIT = {"min": 0, "suggestedMax": 1}
 
 def _training(field: str, title: str, summary: str, points: Sequence[TrainingPoint]) -> Chart | None:
     known = [(point.update, value) for point in points if (value := getattr(point, field)) is not None]
-    if not known:
+    if not any(value for _, value in known):
         return None
     updates, values = [update for update, _ in known], [float(value) for _, value in known]
     places = spread(len(known), MOST_POINTS)

@@ -424,3 +424,10 @@ def test_the_page_tells_of_a_target_and_of_none() -> None:
     assert "4 layers: perplexity +16 %" in page
     assert "11,549,800 bytes" in page
     assert "Asked for" not in render(report())
+
+
+def test_layers_that_were_out_from_the_first_update_on_have_no_chart_of_their_weight() -> None:
+    points = [TrainingPoint(update=update, loss=1.0, gate=0.0, learning_rate=1e-3) for update in (1, 2)]
+    assert [chart.title for chart in training(points)] == ["Training loss"]
+    faded = [points[0].model_copy(update={"gate": 0.5}), points[1]]
+    assert [chart.title for chart in training(faded)] == ["Training loss", "Weight of the chosen layers"]
