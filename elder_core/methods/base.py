@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -42,6 +42,12 @@ class Context:
         """`ids` `[batch, length]` in parts whose logits fit into 1 GiB in float32; one sequence at least."""
         vocabulary: int = self.model.config.get_text_config().vocab_size
         return torch.split(ids, max(1, LOGITS_BYTES // (4 * ids.shape[1] * vocabulary)))
+
+    def passes(self, windows: Tensor, size: int) -> Iterator[Tensor]:
+        """`windows` `[samples, length]` in batches of at most `size`, on the device, each small enough for one pass."""
+        for batch in torch.split(windows, size):
+            for part in self.in_parts(batch):
+                yield part.to(self.device)
 
     def note_repetition(self, what: str, steps: int, batch_size: int) -> None:
         """Warn if `what` sees the text more than once; each time is in another order."""

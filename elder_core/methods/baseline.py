@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from elder_core.errors import NonFiniteLoss
 from elder_core.methods.base import Context, Method, Selection
 from elder_core.methods.losses import frozen_copy, teacher_of
-from elder_core.methods.training import train
+from elder_core.methods.training import Budget, train
 from elder_core.parameters import BaselineParameters, Loss, TrainingParameters
 from elder_core.spec import TrainingPoint
 
@@ -30,7 +29,7 @@ class Baseline(Method, Generic[P]):
         """Change the weights of the layers that stay, before any training. Most methods do nothing here."""
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
-        trains = bool(self.parameters.tokens or self.parameters.updates or self.parameters.seconds)
+        trains = not Budget.of(self.parameters, context.windows.shape[1]).nothing
         teacher = teacher_of(frozen_copy(context.model)) if trains and self.parameters.loss is Loss.KL else None
         self.compensate(context, removed)
         return train(context, self.parameters, removed, teacher=teacher)
@@ -53,9 +52,8 @@ class ScoringBaseline(Baseline[S]):
         """
         windows = self.scoring_windows(context)
         done = number * len(windows)
-        batches = torch.split(windows, self.parameters.scoring_batch_size)
-        for batch in (part for whole in batches for part in context.in_parts(whole)):
-            yield batch.to(context.device)
+        for batch in context.passes(windows, self.parameters.scoring_batch_size):
+            yield batch
             done += len(batch)
             context.monitor.step(done, passes * len(windows))
 

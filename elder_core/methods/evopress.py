@@ -84,9 +84,8 @@ class EvoPress(ScoringBaseline[EvoPressParameters]):
         """KL of `sets` on all scoring windows."""
         windows = self.scoring_windows(context)
         total = torch.zeros(len(sets), dtype=torch.float64)
-        batches = torch.split(windows, self.parameters.scoring_batch_size)
-        for batch in (part for whole in batches for part in context.in_parts(whole)):
-            total += len(batch) * kl_without(context, batch.to(context.device), sets, search.parent)
+        for batch in context.passes(windows, self.parameters.scoring_batch_size):
+            total += len(batch) * kl_without(context, batch, sets, search.parent)
             context.monitor.check_cancelled()
         search.measured.update(zip(sets, (total / len(windows)).tolist(), strict=True))
 

@@ -76,14 +76,12 @@ class _Losses:
 
     def _compute(self, base: Layers, sets: Sequence[Layers]) -> list[float]:
         total = torch.zeros(len(sets), dtype=torch.float64)
-        batches = torch.split(self._windows, self._batch_size)
-        for batch in (part for whole in batches for part in self._context.in_parts(whole)):
-            ids = batch.to(self._context.device)
+        for ids in self._context.passes(self._windows, self._batch_size):
             wanted = None if self._teacher is None else self._teacher(ids)
             prefix = Prefix(self._context.model, ids, base)
             for index, layers in enumerate(sets):
                 self._context.monitor.check_cancelled()
                 loss = loss_between(prefix.logits(layers), ids, self._loss, wanted)
-                total[index] += loss.double().nan_to_num(math.inf).item() * len(batch) / len(self._windows)
+                total[index] += loss.double().nan_to_num(math.inf).item() * len(ids) / len(self._windows)
         found: list[float] = total.tolist()
         return found

@@ -128,7 +128,7 @@ def learn(
         losses.append(loss.item())
         mean = float(path[-1][active].mean())
         context.monitor.step(step + 1, rounds * parameters.gate_steps, loss=losses[-1], gate_mean=mean)
-        if patience.ended(path):
+        if patience.ended(path[-1]):
             break
     return Round(path[-1], torch.stack(path), tuple(losses))
 
@@ -142,13 +142,20 @@ class _Patience:
         self._bypass = bypass
         self._chosen: list[frozenset[int]] = []
         self._unchanged = 0
+        self._seen = 0
+        self._total: Tensor | float = 0.0  # over the path, so that a step does not cost more the longer the path is
 
-    def ended(self, path: Sequence[Tensor]) -> bool:
-        ranked = [layer for layer in ranking(path[-1], torch.stack(list(path))) if layer not in self._bypass]
+    def ended(self, weights: Tensor) -> bool:
+        """Whether it has, with `weights` `[layers]` as the next step of the path."""
+        if not self._steps:
+            return False
+        self._seen, self._total = self._seen + 1, self._total + weights.double()
+        mean = self._total / self._seen
+        ranked = [layer for layer in ranking(weights, mean[None]) if layer not in self._bypass]
         chosen = [frozenset(ranked[:count]) for count in self._counts]
         self._unchanged = self._unchanged + 1 if chosen == self._chosen else 0
         self._chosen = chosen
-        return 0 < self._steps <= self._unchanged
+        return self._unchanged >= self._steps
 
 
 @contextmanager
