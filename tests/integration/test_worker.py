@@ -63,8 +63,8 @@ def test_a_job_from_submission_to_download(service: Service, tmp_path: Path) -> 
         [sys.executable, "-c", load, tmp_path / "download" / "model"], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.strip() == "4"
-    scratch = Path(service.environment["ELDER_DATA_DIR"]) / "scratch"
-    service.wait_for(lambda: list(scratch.glob("jobs/*")), lambda left: not left)
+    scratch = Path(service.environment["ELDER_DATA_DIR"]) / "scratch" / "jobs"
+    service.wait_for((scratch / job_id).exists, lambda left: not left)  # others' jobs may have left theirs
 
 
 def test_cancel_while_it_runs(service: Service) -> None:
