@@ -1,11 +1,12 @@
 """How much each method keeps: every method on one model, at several depths, at the same floating-point operations.
 
-For each depth and seed ELDeR runs first, with its default settings, which take the chosen layers out at once: it is its
-own "prune, then distil". What it spent on choosing layers and on training is the budget of every trained row: a method
-that spends more on choosing has less left to train with. All rows start from the same weights, learn from the same
-text, and are measured on documents that nothing before has looked at (`reserve.jsonl` beside the bundled model).
-Operations are those that torch counts (matrix products and attention): all of them while layers are chosen, which makes
-that take up to twice as long, and those of one update of each kind for training.
+For each depth and seed ELDeR runs first, with its default settings, which take the chosen layers out at once: it is
+its own "prune, then distil". The rows called "ablation" have one ingredient of it replaced. What it spent on choosing
+layers and on training is the budget of every trained row: a method that spends more on choosing has less left to
+train with. All rows start from the same weights, learn from the same text, and are measured on documents that nothing
+before has looked at (`reserve.jsonl` beside the bundled model). Operations are those that torch counts (matrix
+products and attention): all of them while layers are chosen, which makes that take up to twice as long, and those of
+one update of each kind for training.
 
 Rows are written as they come to `benchmarks/results/quality-MODEL.json`; rows that are there already are not run again,
 so a run that was ended goes on. `docs/benchmarks.md` is made of these files by `benchmarks/quality_table.py`.
@@ -58,11 +59,13 @@ from elder_core.parameters import (
     PruneCompParameters,
     RandomParameters,
     ReplaceMeParameters,
+    SearchScore,
     ShortenedLlamaParameters,
     ShortGptParameters,
     SlebParameters,
     TrainingParameters,
     UidlParameters,
+    Weights,
 )
 from elder_core.registry import find_method
 from elder_core.spec import Environment, ModelRef, TrainingPoint
@@ -94,6 +97,21 @@ PAPER = ElderParameters(
 )
 PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
 
+# One ingredient of the default at a time, replaced by what it was before.
+ABLATION = "ablation: "
+WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
+    ("sets searched by loss, not by what can be recovered", {"search_score": SearchScore.LOSS}),
+    ("no search, the smallest learnt weights", {"search_samples": 0}),
+    ("no learnt weights, the search alone", {"gate_steps": 1}),
+    ("weights of all layers at once", {"gate_share": 1.0}),
+    ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM, "gate_learning_rate": 0.05}),
+    ("weights on the outputs", {"gate": Gate.OUTPUT}),
+    ("weights against cross-entropy", {"gate_loss": Loss.CROSS_ENTROPY}),
+    ("training by cross-entropy", {"loss": Loss.CROSS_ENTROPY}),
+    ("8 sequences an update", {"batch_size": 8, "learning_rate": 1e-3}),
+    ("low-rank training", {"weights": Weights.LORA}),
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -120,7 +138,7 @@ def _recipes() -> tuple[Recipe, ...]:
         "evopress": EvoPressParameters(),
         "replaceme": ReplaceMeParameters(),
         "prune&comp": PruneCompParameters(),
-        "elder": elder,
+        "elder": ElderParameters(tokens=0, search_score=SearchScore.LOSS),  # as where no training is to follow
     }
     rows = [Recipe("elder", elder, trained=True)]
     rows += [Recipe(f"{name} untrained", chooser) for name, chooser in choosers.items()]
@@ -141,6 +159,7 @@ def _recipes() -> tuple[Recipe, ...]:
             Recipe(f"paper ({name}) without stage 2", paper),
             Recipe(f"paper ({name}) one-shot", once, trained=True),
         ]
+    rows += [Recipe(f"{ABLATION}{what}", elder.model_copy(update=update), trained=True) for what, update in WITHOUT]
     return tuple(rows)
 
 

@@ -103,7 +103,7 @@ def _table(rows: Sequence[dict[str, Any]], dense: float) -> Iterator[str]:
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
-    return mean(row[name] for row in rows)
+    return float(mean(row[name] for row in rows))
 
 
 if __name__ == "__main__":

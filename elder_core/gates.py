@@ -6,7 +6,7 @@ context manager is left; the model's own parameters are never touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ from elder_core.parameters import Gate
 Layers = Sequence[nn.Module] | nn.ModuleList
 Look = Callable[[Tensor, Tensor], Tensor]
 """From x and F(x) to what is to be remembered of them."""
+Hook = Callable[[Tensor, Tensor], Tensor | None]
+"""From x and F(x) to what the layer passes on; None leaves F(x)."""
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def gated(layers: Layers, weights: Tensor, form: Gate, chosen: Iterable[int]) ->
     def gate(index: int) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda x, y: _gate(x, y, weights[index], form)
 
-    with _hooked(layers, {index: gate(index) for index in chosen}):
+    with hooked(layers, {index: gate(index) for index in chosen}):
         yield
 
 
@@ -48,7 +50,7 @@ def observed(layers: Layers, look: Look, chosen: Iterable[int]) -> Iterator[dict
 
         return hook
 
-    with _hooked(layers, {index: remember(index) for index in chosen}):
+    with hooked(layers, {index: remember(index) for index in chosen}):
         yield seen
 
 
@@ -59,7 +61,7 @@ def overridden(layers: Layers, outputs: dict[int, Tensor]) -> Iterator[None]:
     def override(index: int) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda x, y: outputs[index]
 
-    with _hooked(layers, {index: override(index) for index in outputs}):
+    with hooked(layers, {index: override(index) for index in outputs}):
         yield
 
 
@@ -70,7 +72,8 @@ def _gate(x: Tensor, y: Tensor, weight: Tensor, form: Gate) -> Tensor:
 
 
 @contextmanager
-def _hooked(layers: Layers, hooks: dict[int, Callable[[Tensor, Tensor], Tensor | None]]) -> Iterator[None]:
+def hooked(layers: Layers, hooks: Mapping[int, Hook]) -> Iterator[None]:
+    """Call `hooks` (layer → hook) at every forward pass."""
     with ExitStack() as stack:
         for index, hook in hooks.items():
             handle = layers[index].register_forward_hook(_adapted(hook), with_kwargs=True)
@@ -78,7 +81,7 @@ def _hooked(layers: Layers, hooks: dict[int, Callable[[Tensor, Tensor], Tensor |
         yield
 
 
-def _adapted(hook: Callable[[Tensor, Tensor], Tensor | None]) -> Callable[..., Any]:
+def _adapted(hook: Hook) -> Callable[..., Any]:
     """`hook` as torch calls it. Some architectures' layers return a tuple that begins with the hidden state."""
 
     def forward_hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -45,6 +45,13 @@ class Norm(StrEnum):
     RELATIVE = "relative"  # mean over tokens of ‖Δ‖₂² / ‖x‖₂²
 
 
+class SearchScore(StrEnum):
+    """What the search over sets of layers makes smallest."""
+
+    LOSS = "loss"  # of the model without the set, as it is then
+    RECOVERY = "recovery"  # the error of the last hidden state that linear maps in the gaps cannot make up for
+
+
 class Weights(StrEnum):
     """Which weights training changes."""
 
@@ -84,6 +91,11 @@ class TrainingParameters(Strict):
     )
     weights: Weights = Field(default=Weights.FULL, description="Which weights training changes.")
     lora_rank: int = Field(default=16, ge=1, le=4096, description="Rank of the addition, where weights is lora.")
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is any budget of training."""
+        return any(getattr(self, name) for name in BUDGETS)
 
     @model_validator(mode="before")
     @classmethod
@@ -137,8 +149,13 @@ class ElderParameters(TrainingParameters):
         le=1_000_000,
         description="Sequences on which chosen layers are exchanged for others while the loss falls; 0: never.",
     )
+    search_score: SearchScore | None = Field(
+        default=None,
+        description="What a set is judged by: loss, right after removal, or recovery, what linear maps in the gaps "
+        "cannot make up for. Null takes recovery where training follows and loss where nothing does.",
+    )
     search_border: int = Field(
-        default=5,
+        default=8,
         ge=1,
         le=10_000,
         description="Layers that the search may exchange: so many of the last chosen, and of the first kept.",
@@ -162,6 +179,13 @@ class ElderParameters(TrainingParameters):
         description="Share of stage 2 over which the chosen layers' weights fall from 1 to 0; 0 leaves them at 1, as "
         "the paper does, and null takes them out from the first update on, which costs least and is as good.",
     )
+
+    @property
+    def search_score_or_default(self) -> SearchScore:
+        if self.search_score is not None:
+            return self.search_score
+        return SearchScore.RECOVERY if self.trains else SearchScore.LOSS
+
     default_tokens: ClassVar[int] = 250_000
     tokens: int | None = Field(
         default=None,

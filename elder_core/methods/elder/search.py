@@ -1,16 +1,18 @@
-"""After stage 1: exchange chosen layers for others while the model without them comes nearer to the whole one."""
+"""After stage 1: exchange chosen layers for others while the score of the set without which the model is left falls."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from elder_core.methods.base import Context
 from elder_core.methods.losses import loss_between, teacher_of
 from elder_core.methods.prefix import Prefix
-from elder_core.parameters import ElderParameters, Loss
+from elder_core.methods.repair import Repair
+from elder_core.parameters import ElderParameters, Loss, SearchScore
 
 MOST_EXCHANGES = 16
 Layers = frozenset[int]
@@ -19,7 +21,7 @@ Layers = frozenset[int]
 def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int], count: int) -> Layers:
     """The first `count` of the layers `ranked` (most removable first), improved by one exchange after the other.
 
-    A learnt weight says what a layer is worth beside whole neighbours, not without the other chosen ones; the loss of
+    A learnt weight says what a layer is worth beside whole neighbours, not without the other chosen ones; the score of
     the set itself does. An exchange gives back the layer whose return helps most, and takes the one that is then
     missed least, among the `search_border` layers on each side of the border: 2 b forward passes instead of b², each
     begun where the set first differs. If that is no gain the next best return is tried, `search_width` in all.
@@ -30,49 +32,61 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
     chosen = frozenset(ranked[:count])
     if not parameters.search_samples or not parameters.search_width:
         return chosen
-    losses = _Losses(context, parameters)
+    scores = _SCORES[parameters.search_score_or_default](context, parameters)
     for _ in range(MOST_EXCHANGES):
-        better = _exchanged(chosen, ranked, parameters, losses)
+        better = _exchanged(chosen, ranked, parameters, scores)
         if better is None:
             break
         chosen = better
-        context.monitor.step(parameters.gate_steps, parameters.gate_steps, loss=losses.known[chosen])
+        context.monitor.step(parameters.gate_steps, parameters.gate_steps, score=scores.known[chosen])
     return chosen
 
 
-def _exchanged(chosen: Layers, ranked: Sequence[int], parameters: ElderParameters, losses: _Losses) -> Layers | None:
-    """`chosen` with one layer exchanged for a lower loss; None if none of those tried has one."""
+def _exchanged(chosen: Layers, ranked: Sequence[int], parameters: ElderParameters, scores: _Scores) -> Layers | None:
+    """`chosen` with one layer exchanged for a lower score; None if none of those tried has one."""
     last_chosen = [layer for layer in ranked if layer in chosen][-parameters.search_border :]
     first_kept = [layer for layer in ranked if layer not in chosen][: parameters.search_border]
-    returns = losses.ascending(chosen, [chosen - {layer} for layer in last_chosen])
+    returns = scores.ascending(chosen, [chosen - {layer} for layer in last_chosen])
     for returned in returns[: parameters.search_width]:
         taken = [returned | {layer} for layer in first_kept]
-        best = losses.ascending(returned, [chosen, *taken])[0]
-        if losses.known[best] < losses.known[chosen]:
+        best = scores.ascending(returned, [chosen, *taken])[0]
+        if scores.known[best] < scores.known[chosen]:
             return best
     return None
 
 
-class _Losses:
-    """Mean loss of the model without a set of layers, on the windows of the search; each is computed once."""
+class _Scores(ABC):
+    """A number for every set of layers, small where the model is well off without it; each is computed once."""
 
     def __init__(self, context: Context, parameters: ElderParameters) -> None:
         self.known: dict[Layers, float] = {}
         self._context = context
-        self._loss = parameters.gate_loss
         self._windows = context.windows[-parameters.search_samples :]
-        self._batch_size = parameters.search_batch_size
-        self._teacher = teacher_of(context.model) if self._loss is Loss.KL else None
 
     def ascending(self, base: Layers, sets: Sequence[Layers]) -> list[Layers]:
-        """`sets` by loss; what they share with `base` at the beginning of the model is computed once.
+        """`sets` by score; what they share with `base` at the beginning of the model is computed once.
 
-        Of two that are equal the earlier comes first.
+        Of two that are equal the earlier comes first. A score that is no number counts as infinite.
         """
         missing = [layers for layers in sets if layers not in self.known]
         if missing:
-            self.known.update(zip(missing, self._compute(base, missing), strict=True))
+            found = [math.inf if math.isnan(score) else score for score in self._compute(base, missing)]
+            self.known.update(zip(missing, found, strict=True))
         return sorted(sets, key=lambda layers: self.known[layers])
+
+    @abstractmethod
+    def _compute(self, base: Layers, sets: Sequence[Layers]) -> Sequence[float]:
+        """One score for each of `sets`."""
+
+
+class _Losses(_Scores):
+    """Mean loss of the model without the layers."""
+
+    def __init__(self, context: Context, parameters: ElderParameters) -> None:
+        super().__init__(context, parameters)
+        self._loss = parameters.gate_loss
+        self._batch_size = parameters.search_batch_size
+        self._teacher = teacher_of(context.model) if self._loss is Loss.KL else None
 
     def _compute(self, base: Layers, sets: Sequence[Layers]) -> list[float]:
         total = torch.zeros(len(sets), dtype=torch.float64)
@@ -85,3 +99,23 @@ class _Losses:
                 total[index] += loss.double().nan_to_num(math.inf).item() * len(ids) / len(self._windows)
         found: list[float] = total.tolist()
         return found
+
+
+class _Errors(_Scores):
+    """What linear maps in the layers' place cannot make up for; see Repair."""
+
+    def __init__(self, context: Context, parameters: ElderParameters) -> None:
+        super().__init__(context, parameters)
+        self._repair = Repair(context.model, self._windows.to(context.device))
+
+    def _compute(self, base: Layers, sets: Sequence[Layers]) -> list[float]:
+        return list(self._errors(base, sets))
+
+    def _errors(self, base: Layers, sets: Sequence[Layers]) -> Iterator[float]:
+        self._repair.begin_like(base)
+        for layers in sets:
+            self._context.monitor.check_cancelled()
+            yield self._repair.error(layers)
+
+
+_SCORES: dict[SearchScore, type[_Scores]] = {SearchScore.LOSS: _Losses, SearchScore.RECOVERY: _Errors}

@@ -1,0 +1,90 @@
+"""Train a GPT-2 of 12 layers on Perl's documentation: a model that no default was chosen on.
+
+    apt-get install perl-doc
+    pip install -c constraints.txt '.[worker]'
+    python examples/models/train_perl.py --out perl-12l
+    python benchmarks/quality.py --model perl-12l --calibration perl-12l-texts/calibration.jsonl \\
+        --text perl-12l-texts/reserve.jsonl
+
+About half an hour on two cores with AMX. `--resume` goes on from the last checkpoint in `--work`.
+Reads: the pages of Debian's perl-doc, by pod2text. Writes: the checkpoint folder, and beside it its held-out texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+from small_models import (
+    SEQUENCE_LENGTH,
+    VOCABULARY,
+    Corpus,
+    empty_corpus,
+    parser,
+    save,
+    split_of,
+    train,
+    train_tokenizer,
+    utf8_bytes,
+    write_splits,
+)
+from transformers import GPT2Config, GPT2LMHeadModel
+
+ROOT = Path("/usr/share/perl")
+CHAPTER = re.compile(r"\n(?=\S)")  # pod2text begins a heading at the margin and indents all else
+SHORTEST = 200  # characters
+
+
+def read_corpus() -> Corpus:
+    """One document for each section of a page: pages are few and long."""
+    corpus, seen = empty_corpus(), set()
+    pages = sorted(ROOT.glob("*/pod/*.pod"))
+    if len(pages) < 100:
+        raise SystemExit(f"{ROOT} holds {len(pages)} pages: install the Debian package perl-doc")
+    for page in pages:
+        text = subprocess.run(["pod2text", "--utf8", page], capture_output=True, check=True).stdout.decode("utf-8")
+        for number, section in enumerate(CHAPTER.split(text)):
+            digest = hashlib.sha256(section.encode()).hexdigest()
+            if len(section) < SHORTEST or digest in seen:
+                continue
+            seen.add(digest)
+            source = f"{page.stem}#{number}"
+            corpus[split_of(source)].append({"source": source, "text": section.strip()})
+    return corpus
+
+
+def build_model() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=SEQUENCE_LENGTH,
+            n_embd=192,
+            n_layer=12,
+            n_head=6,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def main() -> None:
+    args = parser(__doc__, work=Path("/tmp/train-perl"), steps=1800).parse_args()
+    corpus = read_corpus()
+    for name, documents in corpus.items():
+        print(f"{name}: {len(documents)} sections, {utf8_bytes(documents):,} bytes", flush=True)
+    write_splits(args.out.parent / f"{args.out.name}-texts", corpus)
+    tokenizer = train_tokenizer([document["text"] for document in corpus["train"]])
+    torch.manual_seed(args.seed)
+    model, options = build_model(), {"steps": args.steps, "seed": args.seed, "work": args.work, "resume": args.resume}
+    train(model, tokenizer, corpus, **options, bfloat16=torch.cpu._is_amx_tile_supported())
+    save(model, tokenizer, args.out, corpus["test"])
+
+
+if __name__ == "__main__":
+    main()
