@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARK = "<!-- made by benchmarks/quality_table.py from here on -->"
+OWN, ABLATION = "elder", "ablation: "
 HEADINGS = (
     "method",
     "seeds",
@@ -60,8 +61,8 @@ def tables() -> Iterator[str]:
         machine = result["environment"]
         yield f"## `{result['model']}`"
         yield ""
-        dense, versions = result["dense"], machine["versions"]
-        yield f"Dense: perplexity {dense['perplexity']:.2f}, {dense['bits_per_byte']:.3f} bits per byte, on"
+        whole, versions = result["dense"], machine["versions"]
+        yield f"Dense: perplexity {whole['perplexity']:.2f}, {whole['bits_per_byte']:.3f} bits per byte, on"
         yield f"{result['windows']} windows of `{result['text']}`. {machine['cpu']}, {machine['threads']} threads,"
         yield f"torch {versions['torch']}, transformers {versions['transformers']}. `{result['command']}`"
         yield ""
@@ -70,7 +71,15 @@ def tables() -> Iterator[str]:
             yield ""
             yield f"### {ratio:.1%} of the layers".replace(".0%", "%")
             yield ""
-            yield from _table([row for row in result["rows"] if row["ratio"] == ratio], result["dense"]["perplexity"])
+            rows, dense = [row for row in result["rows"] if row["ratio"] == ratio], whole["perplexity"]
+            yield from _table([row for row in rows if not row["name"].startswith(ABLATION)], dense)
+            if any(row["name"].startswith(ABLATION) for row in rows):
+                yield ""
+                yield "The default with one ingredient replaced:"
+                yield ""
+                yield from _table(
+                    [row for row in rows if row["name"] == OWN or row["name"].startswith(ABLATION)], dense
+                )
         yield ""
 
 
@@ -84,7 +93,7 @@ def _table(rows: Sequence[dict[str, Any]], dense: float) -> Iterator[str]:
     for name, found in sorted(by_name.items(), key=lambda entry: _mean(entry[1], "perplexity")):
         perplexities = [row["perplexity"] for row in found]
         cells = (
-            f"**{name}**" if name == "elder" else name,
+            f"**{name}**" if name == OWN else name.removeprefix(ABLATION),
             str(len(found)),
             f"{mean(perplexities):.2f}",
             f"{(max(perplexities) - min(perplexities)) / 2:.2f}",

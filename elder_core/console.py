@@ -21,7 +21,8 @@ EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
 SHOWN_METRICS = {"loss": "loss {:.4f}", "gate_mean": "mean weight {:.2f}", "gate": "weight {:.2f}"} | {
-    "tokens_per_second": "{:,.0f} tokens/s"
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "score": "score of the set {:.4f}",
 }
 
 # field of Measurement → its name and format for people

@@ -87,6 +87,6 @@ def _out_of_memory(error: BaseException) -> OutOfMemory:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return OutOfMemory(
         "The device has too little memory for this job. Lower method.batch_size and, where the method has them, "
-        "method.gate_batch_size, method.search_batch_size and method.scoring_batch_size, then "
+        "method.gate_batch_size, method.search_samples, method.search_batch_size and method.scoring_batch_size, then "
         f"calibration.sequence_length, or choose a device with more memory. ({reason})"
     )

@@ -147,7 +147,8 @@ class ElderParameters(TrainingParameters):
         default=16,
         ge=0,
         le=1_000_000,
-        description="Sequences on which chosen layers are exchanged for others while the loss falls; 0: never.",
+        description="Sequences on which chosen layers are exchanged for others while the set's score falls; 0: never. "
+        "By recovery, their hidden states of all layers are in memory at once.",
     )
     search_score: SearchScore | None = Field(
         default=None,
@@ -160,7 +161,9 @@ class ElderParameters(TrainingParameters):
         le=10_000,
         description="Layers that the search may exchange: so many of the last chosen, and of the first kept.",
     )
-    search_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass of the search.")
+    search_batch_size: int = Field(
+        default=4, ge=1, le=1024, description="Sequences in one forward pass of the search by loss."
+    )
     search_width: int = Field(
         default=2, ge=0, le=100, description="Chosen layers whose return is tried in one step of the search."
     )
