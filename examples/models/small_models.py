@@ -76,11 +76,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[dict[str, str]]) 
     return np.array(ids, dtype=np.int64)
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then linear decay to zero."""
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then linear decay to zero."""
     if step < WARMUP_STEPS:
-        return PEAK_LEARNING_RATE * (step + 1) / WARMUP_STEPS
-    return PEAK_LEARNING_RATE * max(0.0, (steps - step) / (steps - WARMUP_STEPS))
+        return peak * (step + 1) / WARMUP_STEPS
+    return peak * max(0.0, (steps - step) / (steps - WARMUP_STEPS))
 
 
 def batch_at(stream: np.ndarray, step: int, seed: int) -> torch.Tensor:
@@ -127,10 +127,12 @@ def train(
     seed: int,
     work: Path,
     resume: bool,
+    peak: float = PEAK_LEARNING_RATE,
     bfloat16: bool = False,
 ) -> None:
-    """Train `model` in place for `steps` updates of 8 x 256 tokens; checkpoints go to the folder `work`.
+    """Train `model` in place for `steps` updates of 8 x 256 tokens, at the learning rate `peak` after a warm-up.
 
+    Checkpoints go to the folder `work`.
     With `bfloat16`, matrices are multiplied in that: faster on CPUs with AMX, far slower on others.
     """
     torch.set_flush_denormal(True)
@@ -140,7 +142,7 @@ def train(
     plain = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-        lr=PEAK_LEARNING_RATE,
+        lr=peak,
         betas=(0.9, 0.95),
         fused=True,
     )
@@ -157,7 +159,7 @@ def train(
     started = time.monotonic()
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
+            group["lr"] = learning_rate(step, steps, peak)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             loss = loss_of(compiled, batch_at(stream, step, seed))
         loss.backward()

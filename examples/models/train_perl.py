@@ -57,20 +57,26 @@ def read_corpus() -> Corpus:
 
 
 def build_model() -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=SEQUENCE_LENGTH,
-            n_embd=192,
-            n_layer=12,
-            n_head=6,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
+    """Positions begin as sines and cosines: where they begin at random, so little text never teaches them."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=SEQUENCE_LENGTH,
+        n_embd=192,
+        n_layer=12,
+        n_head=6,
+        initializer_range=0.05,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
     )
+    model = GPT2LMHeadModel(config)
+    places = torch.arange(SEQUENCE_LENGTH)[:, None]
+    angles = places / 10_000 ** (torch.arange(0, config.n_embd, 2) / config.n_embd)
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # [positions, hidden]
+    model.transformer.wpe.weight.data.copy_(config.initializer_range * 2**0.5 * waves)
+    return model
 
 
 def main() -> None:
@@ -82,7 +88,7 @@ def main() -> None:
     tokenizer = train_tokenizer([document["text"] for document in corpus["train"]])
     torch.manual_seed(args.seed)
     model, options = build_model(), {"steps": args.steps, "seed": args.seed, "work": args.work, "resume": args.resume}
-    train(model, tokenizer, corpus, **options, bfloat16=torch.cpu._is_amx_tile_supported())
+    train(model, tokenizer, corpus, **options, peak=1.5e-3, bfloat16=torch.cpu._is_amx_tile_supported())
     save(model, tokenizer, args.out, corpus["test"])
 
 
