@@ -359,40 +359,47 @@ def _by_layer(row: table.Architecture, tensors: Mapping[str, StoredTensor]) -> d
 
 def _check_shapes(facts: ConfigFacts, settings: dict[str, object], weights: WeightSummary) -> None:
     """Compare the tensors' shapes with the config, as far as the table knows, and the layers with each other."""
-    layers = _by_layer(facts.row, weights.tensors)
-    if facts.row.alike:
+    row, layers = facts.row, _by_layer(facts.row, weights.tensors)
+    if row.alike:
         _check_alike(facts, layers)
-    for writer in facts.row.writers:
-        written = layers.get((0, f"{writer}.weight"))
-        if written is not None and facts.hidden_size not in written.shape:
-            raise ConfigMismatch(
-                f"The config's {facts.row.hidden} is {facts.hidden_size}, but {writer}.weight of the layers is "
-                f"{list(written.shape)}; the two do not belong together.",
-                loc=MODEL,
-            )
-    vocabulary = settings.get("vocab_size")
+        _check_size(settings, "intermediate_size", row.writers[-1], layers)
+    for writer in row.writers:
+        _check_size(settings, row.hidden, writer, layers)
     for name, tensor in weights.tensors.items():
-        is_embedding = name.removesuffix(".weight").endswith(EMBEDDINGS)
-        if is_embedding and vocabulary is not None and tensor.shape[:1] != (vocabulary,):
-            raise ConfigMismatch(
-                f"The config's vocab_size is {vocabulary!r}, but {name} is {list(tensor.shape)}; the two do not belong "
-                "together.",
-                loc=MODEL,
-            )
+        if name.removesuffix(".weight").endswith(EMBEDDINGS):
+            _check_shape(settings, "vocab_size", name, tensor)
+
+
+def _check_size(
+    settings: dict[str, object], field_name: str, matrix: str, layers: dict[tuple[int, str], StoredTensor]
+) -> None:
+    """`_check_shape` for a matrix of the first layer, if it goes by that name there."""
+    if (tensor := layers.get((0, f"{matrix}.weight"))) is not None:
+        _check_shape(settings, field_name, f"{matrix}.weight", tensor)
+
+
+def _check_shape(settings: dict[str, object], field_name: str, name: str, tensor: StoredTensor) -> None:
+    """Check that the size that the config gives in `field_name`, if it does, is one of the tensor's."""
+    size = settings.get(field_name)
+    if size is not None and size not in tensor.shape:
+        raise ConfigMismatch(
+            f"The config's {field_name} is {size!r}, but {name} is {list(tensor.shape)}; config and weights do not "
+            "belong together.",
+            loc=MODEL,
+        )
 
 
 def _check_alike(facts: ConfigFacts, layers: dict[tuple[int, str], StoredTensor]) -> None:
-    names = {name for _, name in layers}
+    firsts: dict[str, int] = {}
+    for layer, name in sorted(layers):
+        firsts.setdefault(name, layer)
     for layer in range(facts.layers):
-        for name in sorted(names):
-            found, first = layers.get((layer, name)), layers.get((0, name))
-            if found is None or first is None or found.shape != first.shape:
-                shapes = [
-                    f"{'not there' if one is None else list(one.shape)} in layer {index}"
-                    for index, one in ((0, first), (layer, found))
-                ]
+        for name, first in firsts.items():
+            found, expected = layers.get((layer, name)), layers[first, name]
+            if found is None or found.shape != expected.shape:
                 raise ConfigMismatch(
-                    f"The layers are not alike: {name} is {' and '.join(shapes)}. The weights are not those of a "
+                    f"The layers are not alike: {name} is {list(expected.shape)} in layer {first}, but "
+                    f"{'missing' if found is None else list(found.shape)} in layer {layer}, as in no "
                     f"{facts.row.model_class}; copy the checkpoint again, whole.",
                     loc=MODEL,
                 )

@@ -9,7 +9,7 @@ from elder_core.inspection import is_hub_id
 from elder_core.manifest import MANIFEST_FILE, Provenance
 from elder_core.parameters import CutParameters
 from elder_core.registry import find_method
-from elder_core.spec import JobSpec
+from elder_core.spec import JobSpec, Precision
 
 CARD_FILE = "README.md"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -56,7 +56,8 @@ def _front_matter(provenance: Provenance, licence: list[str]) -> list[str]:
 
 def _text(spec: JobSpec) -> list[str]:
     if isinstance(spec.method, CutParameters):
-        return ["- The weights of the layers that stay are those of the source."]
+        change = "" if spec.output.dtype is Precision.SAME else f", as {spec.output.dtype.value}"
+        return [f"- All weights that stay are those of the source{change}."]
     return [f"- Calibration text: `{spec.calibration.source}`."]
 
 

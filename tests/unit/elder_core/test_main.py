@@ -64,7 +64,9 @@ def test_cut_writes_the_checkpoint_alone(tiny_checkpoint: Path, tmp_path: Path) 
     )
     verify(out)
     assert {tensor.dtype for tensor in load_file(tensors_of(out)).values()} == {torch.float32}
-    assert "Calibration text" not in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "- All weights that stay are those of the source, as float32." in card
+    assert "Calibration text" not in card
     again = invoke("cut", *options)
     assert (again.exit_code, again.stderr.startswith("error [output_exists]")) == (2, True)
 
