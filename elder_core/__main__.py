@@ -1,6 +1,7 @@
 """`python -m elder_core`: the method without any service.
 
     prune     remove layers; write the checkpoint and its report to a folder
+    cut       remove named layers from the files alone; no model is loaded, nothing is measured
     plan      show which layers would go and what that is expected to cost; write nothing
     sweep     remove layers to several depths, and compare them
     evaluate  measure one checkpoint
@@ -87,6 +88,30 @@ def prune(
     _print_warnings(report.warnings)
     Console().print(console.report_table(report))
     Console(soft_wrap=True).print(f"Checkpoint and report: {out}", highlight=False)
+
+
+@app.command()
+def cut(
+    model: Model,
+    layers: Annotated[str, typer.Option(help="The layers to remove, counted from 0, such as 3,7.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="output.dtype=… or output.max_shard_bytes=…."),
+    ] = None,
+) -> None:
+    """Remove layers from a checkpoint's files, without loading the model, in the memory of one tensor."""
+    with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
+        removal = _removal(None, None, layers, None, None, None)
+        spec = _spec(model, removal, CALIBRATION, EVALUATION, "cut", settings, 0)
+        done = pipeline.cut(spec, model_dir=out, sources=_sources(), progress=progress, cancelled=cancelled)
+    removed = ", ".join(map(str, done.selection.removed))
+    kept = done.summary.layers - len(done.selection.removed)
+    Console(soft_wrap=True).print(
+        f"{model}: removed {removed}; {kept} of {done.summary.layers} layers stay. Checkpoint: {out}",
+        highlight=False,
+        markup=False,
+    )
 
 
 @app.command()

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from elder_core.errors import CalibrationTooSmall
-from elder_core.parameters import ElderParameters, TrainingParameters
+from elder_core.parameters import CutParameters, ElderParameters, TrainingParameters
 from elder_core.spec import JobSpec
 
 MOST_TIMES = 16
@@ -59,6 +59,8 @@ def most_layers(count: int | None, layers: int) -> int:
 
 def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
     parameters = spec.method
+    if isinstance(parameters, CutParameters):
+        return []
     found = [] if (training := _training(parameters, length)) is None else [training]
     if isinstance(parameters, ElderParameters) and spec.layers is None:
         rounds = 1 if parameters.layers_per_round is None else math.ceil((most or 1) / parameters.layers_per_round)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from elder_core.architectures import table
-from elder_core.errors import InvalidCheckpoint, ModelNotFound, OutputExists
+from elder_core.errors import ConfigMismatch, InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
 from elder_core.hub import TOKENIZER_PATTERNS, fetch
 from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
 from elder_core.manifest import Provenance, file_sha256, verify, write_manifest
@@ -30,10 +30,13 @@ from elder_core.weight_files import INDEX_FILE, checkpoint_bytes, weight_files
 
 __all__ = [
     "LoadedModel",
+    "NewFolder",
     "Provenance",
     "Resolved",
+    "as_invalid_checkpoint",
     "check_output",
     "checkpoint_bytes",
+    "created",
     "load",
     "load_tokenizer",
     "resolve",
@@ -110,10 +113,12 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
     So no weight is rounded on its way through: what is exported in the stored type is what was there.
 
     Raises:
-        InvalidCheckpoint: config, weights and tokenizer do not belong together.
+        InvalidCheckpoint: config, weights and tokenizer do not belong together; ConfigMismatch if that is seen by names
+            and shapes.
+        NonFiniteWeights: a weight is NaN or infinite.
     """
     dtype = torch.float32 if device.type == "cpu" else getattr(torch, resolved.info.dtype)
-    with _as_invalid_checkpoint("The model cannot be loaded"):
+    with as_invalid_checkpoint("The model cannot be loaded"):
         model, loading = AutoModelForCausalLM.from_pretrained(
             resolved.path,
             dtype=dtype,
@@ -124,6 +129,7 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
             output_loading_info=True,
         )
     _check_loading(loading, table.find(resolved.info.model_type).obsolete)
+    _check_finite(model)
     tokenizer = load_tokenizer(resolved.path)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
@@ -142,11 +148,30 @@ def _check_loading(loading: dict[str, Any], obsolete: tuple[str, ...]) -> None:
         if kind == "unexpected_keys":
             found = [key for key in found if not any(re.search(pattern, key) for pattern in obsolete)]
         if found:
-            raise InvalidCheckpoint(
+            raise ConfigMismatch(
                 f"Config and weights do not belong together: {len(found)} {kind.replace('_', ' ')}, such as "
                 f"{found[0]}.",
                 loc=("model", "id"),
             )
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        check_finite(name, parameter.detach())
+
+
+def check_finite(name: str, numbers: torch.Tensor) -> None:
+    """Refuse weights, of the tensor `name`, with which nothing can be computed.
+
+    Raises:
+        NonFiniteWeights: one of `numbers` is NaN or infinite.
+    """
+    if numbers.numel() and not torch.stack(numbers.aminmax()).isfinite().all():  # needs no memory beside them
+        raise NonFiniteWeights(
+            f"{name} holds NaN or an infinite number, so the model computes nothing; give a checkpoint from before "
+            "its training went wrong, or download it again.",
+            loc=("model", "id"),
+        )
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -155,7 +180,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     Raises:
         InvalidCheckpoint: there is none that knows any text.
     """
-    with _as_invalid_checkpoint("The tokenizer cannot be loaded"):
+    with as_invalid_checkpoint("The tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     # without its files transformers makes one up that knows no text
     if not tokenizer("tokenizer", add_special_tokens=False)["input_ids"]:
@@ -167,7 +192,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _as_invalid_checkpoint(what: str) -> Iterator[None]:
+def as_invalid_checkpoint(what: str) -> Iterator[None]:
+    """Turn what transformers raises for a checkpoint that it cannot use into an error that begins `what`."""
     try:
         yield
     except LOADING_ERRORS as error:
@@ -185,6 +211,33 @@ def check_output(model_dir: Path) -> None:
         raise OutputExists(f"{model_dir} exists and is not empty; give another folder or empty this one.")
 
 
+@dataclass(frozen=True)
+class NewFolder:
+    """A checkpoint folder being written; `hashes` is name → hex SHA-256 of files whose hash is known already."""
+
+    path: Path
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def created(model_dir: Path, *, source: Path, provenance: Provenance) -> Iterator[NewFolder]:
+    """A folder to write config and weights to, which becomes the checkpoint `model_dir`, whole or not at all.
+
+    When the context is left it gets the tokenizer, generation config and licence files of the folder `source` as they
+    are, a model card and `elder.json`; it is `model_dir` once the disk holds all of it.
+
+    Raises:
+        OutputExists: `model_dir` is not empty.
+    """
+    check_output(model_dir)
+    with _appearing_whole(model_dir) as folder:
+        new = NewFolder(folder)
+        yield new
+        _copy_companions(source, folder)
+        (folder / CARD_FILE).write_text(model_card(provenance, source), encoding="utf-8")
+        write_manifest(folder, provenance, new.hashes)
+
+
 def save(
     model: PreTrainedModel,
     model_dir: Path,
@@ -194,22 +247,17 @@ def save(
     dtype: Precision,
     max_shard_bytes: int,
 ) -> None:
-    """Write an ordinary checkpoint folder, with `elder.json` and a model card; it appears whole or not at all.
+    """Write an ordinary checkpoint folder; see `created`.
 
-    Tokenizer, generation config and licence files are copied from the folder `source` as they are. `Precision.SAME`
-    keeps the number type of the source's weights, whatever the model was computed in.
+    `Precision.SAME` keeps the number type of the source's weights, whatever the model was computed in.
 
     Raises:
         OutputExists: `model_dir` is not empty.
         InvalidCheckpoint: a weight is too large for `dtype`.
     """
-    check_output(model_dir)
-    stored = inspect_checkpoint(source).dtype if dtype is Precision.SAME else dtype.value
-    with _appearing_whole(model_dir) as folder:
-        _save_model(model, folder, getattr(torch, stored), max_shard_bytes)
-        _copy_companions(source, folder)
-        (folder / CARD_FILE).write_text(model_card(provenance, source), encoding="utf-8")
-        write_manifest(folder, provenance)
+    with created(model_dir, source=source, provenance=provenance) as new:
+        stored = inspect_checkpoint(source).dtype if dtype is Precision.SAME else dtype.value
+        _save_model(model, new.path, getattr(torch, stored), max_shard_bytes)
 
 
 def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
@@ -229,12 +277,22 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if key not in shared:
             shared[key] = tensor.to("cpu", dtype if tensor.is_floating_point() else None)
-            if tensor.is_floating_point() and shared[key].isinf().any():
-                raise InvalidCheckpoint(
-                    f"{name} holds a number too large for {dtype}; choose bfloat16 or float32.", loc=("output", "dtype")
-                )
+            check_range(name, shared[key])
         found[name] = shared[key]
     return found
+
+
+def check_range(name: str, numbers: torch.Tensor) -> None:
+    """Refuse weights, of the tensor `name`, that their new number type made infinite.
+
+    Raises:
+        InvalidCheckpoint: one of `numbers` is infinite.
+    """
+    if numbers.is_floating_point() and numbers.isinf().any():
+        raise InvalidCheckpoint(
+            f"{name} holds a number too large for {numbers.dtype}; choose bfloat16 or float32.",
+            loc=("output", "dtype"),
+        )
 
 
 def _copy_companions(source: Path, folder: Path) -> None:

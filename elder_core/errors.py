@@ -9,12 +9,18 @@
     │   │   ├── NoLayerLeft             no_layer_left
     │   │   ├── LayersOutOfRange        layers_out_of_range
     │   │   ├── DuplicateLayers         duplicate_layers
+    │   │   ├── LayersNotNamed          layers_not_named
     │   │   ├── TargetUnreachable       target_unreachable
     │   │   └── TargetAlreadyMet        target_already_met
     │   ├── ModelError
     │   │   ├── ModelNotFound           model_not_found
     │   │   ├── PathForbidden           path_forbidden
     │   │   ├── InvalidCheckpoint       invalid_checkpoint
+    │   │   │   ├── ConfigMismatch      config_mismatch
+    │   │   │   ├── ShardMissing        shard_missing
+    │   │   │   ├── IndexForbidden      index_forbidden
+    │   │   │   ├── NonFiniteWeights    non_finite_weights
+    │   │   │   └── AdapterOnly         adapter_only
     │   │   ├── PickledWeights          pickled_weights
     │   │   ├── QuantizedCheckpoint     quantized_checkpoint
     │   │   └── UnsupportedArchitecture unsupported_architecture
@@ -104,6 +110,12 @@ class DuplicateLayers(TargetError):
     code = "duplicate_layers"
 
 
+class LayersNotNamed(TargetError):
+    """The method removes only layers that the job names in `layers`, and the job says something else."""
+
+    code = "layers_not_named"
+
+
 class TargetUnreachable(TargetError):
     """No number of layers keeps to the target; the message names the nearest that can be had."""
 
@@ -136,6 +148,36 @@ class InvalidCheckpoint(ModelError):
     """The folder is not a readable checkpoint: a file is missing or disagrees with another."""
 
     code = "invalid_checkpoint"
+
+
+class ConfigMismatch(InvalidCheckpoint):
+    """The config tells of other tensors, in number or shape, than there are; or of an impossible number."""
+
+    code = "config_mismatch"
+
+
+class ShardMissing(InvalidCheckpoint):
+    """The index names a weight file that is not there."""
+
+    code = "shard_missing"
+
+
+class IndexForbidden(InvalidCheckpoint):
+    """The index names something else than a safetensors file in its own folder."""
+
+    code = "index_forbidden"
+
+
+class NonFiniteWeights(InvalidCheckpoint):
+    """A weight is NaN or infinite."""
+
+    code = "non_finite_weights"
+
+
+class AdapterOnly(InvalidCheckpoint):
+    """The folder holds an adapter (LoRA) rather than a whole model."""
+
+    code = "adapter_only"
 
 
 class PickledWeights(ModelError):

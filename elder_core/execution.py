@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from elder_core import checkpoints, surgery
+import torch
+
+from elder_core import checkpoints, cutting, surgery
 from elder_core.checkpoints import LoadedModel, Provenance, Resolved
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.evaluate import DenseFigures, EvaluationResult, evaluate
 from elder_core.evaluation.speed import workload
 from elder_core.inspection import inspect_checkpoint
 from elder_core.job import Job, Texts, context_of, load
-from elder_core.methods.base import Context, Method, Selection
+from elder_core.methods.base import Context, Method, Selection, named_layers
 from elder_core.monitor import Monitor
-from elder_core.reporting import Outcome, layer_reports, model_summary
-from elder_core.spec import Expected, Stage
+from elder_core.parameters import CutParameters
+from elder_core.reporting import Outcome, layer_reports, model_summary, parameters_of
+from elder_core.sizes import parameter_count
+from elder_core.spec import Expected, JobSpec, Stage
 
 Choose = Callable[[Method, Context], tuple[Selection, Expected | None]]
 
@@ -23,10 +27,14 @@ Choose = Callable[[Method, Context], tuple[Selection, Expected | None]]
 def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Monitor) -> Outcome:
     """Load the job's model, prune it and save it to `model_dir`; when this returns, its memory is free again.
 
+    The method cut loads nothing: see cut_saved.
+
     Raises:
         ElderError: see Method, and checkpoints.load and save.
         Cancelled: the caller ended the run.
     """
+    if isinstance(job.spec.method, CutParameters):
+        return cut_saved(job.spec, job.source, model_dir, monitor)
     with monitor.entered(Stage.LOADING):
         loaded = load(job)
     method, context = job.method(), context_of(job, loaded, texts, monitor)
@@ -35,7 +43,7 @@ def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Moni
     with monitor.entered(Stage.REGULARIZING):
         training = method.regularize(context, selection.removed)
     outcome = Outcome(
-        summary=model_summary(job, loaded.model),
+        summary=model_summary(job.spec.model, job.source, parameters_of(loaded.model)),
         layers=layer_reports(selection, job.source.info.layers),
         selection=selection,
         expected=expected,
@@ -45,6 +53,34 @@ def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Moni
         surgery.remove_layers(loaded.model, selection.removed)
     with monitor.entered(Stage.EXPORTING):
         _export(job, loaded, model_dir, outcome)
+    return outcome
+
+
+def cut_saved(spec: JobSpec, source: Resolved, model_dir: Path, monitor: Monitor) -> Outcome:
+    """Write the checkpoint `source` without the layers that `spec` names to `model_dir`, without loading it.
+
+    Raises:
+        ElderError: see cutting.cut.
+        Cancelled: the caller ended the run.
+    """
+    assert spec.layers is not None  # JobSpec.check_target
+    selection = named_layers(spec.layers)
+    outcome = Outcome(
+        summary=model_summary(spec.model, source, parameter_count(source.info)),
+        layers=layer_reports(selection, source.info.layers),
+        selection=selection,
+        expected=None,
+        training=(),
+    )
+    with monitor.entered(Stage.EXPORTING):
+        cutting.cut(
+            source,
+            selection.removed,
+            model_dir,
+            provenance=_provenance(spec, outcome, "cpu"),
+            output=spec.output,
+            step=monitor.step,
+        )
     return outcome
 
 
@@ -82,19 +118,22 @@ def evaluate_saved(
 
 
 def _export(job: Job, loaded: LoadedModel, model_dir: Path, outcome: Outcome) -> None:
-    provenance = Provenance(
-        spec=job.spec,
-        source=outcome.summary,
-        layers=outcome.layers,
-        weight_label=outcome.selection.weight_label,
-        versions=environment(job.device).versions,
-    )
     output = job.spec.output
     checkpoints.save(
         loaded.model,
         model_dir,
         source=job.source.path,
-        provenance=provenance,
+        provenance=_provenance(job.spec, outcome, job.device),
         dtype=output.dtype,
         max_shard_bytes=output.max_shard_bytes,
+    )
+
+
+def _provenance(spec: JobSpec, outcome: Outcome, device: torch.device | str) -> Provenance:
+    return Provenance(
+        spec=spec,
+        source=outcome.summary,
+        layers=outcome.layers,
+        weight_label=outcome.selection.weight_label,
+        versions=environment(device).versions,
     )

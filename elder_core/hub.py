@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from elder_core.errors import HubUnreachable, InvalidCheckpoint, ModelNotFound
-from elder_core.inspection import CONFIG_FILE, MODEL, inspect_config
+from elder_core.inspection import CONFIG_FILE, MODEL, inspect_config, refuse_adapter
 from elder_core.weight_files import INDEX_FILE, SINGLE_FILE, read_json_object, refuse_pickled
 
 TOKENIZER_PATTERNS = (
@@ -71,6 +71,7 @@ def _check(api: HfApi, model_id: str, revision: str | None, cache: Path | None) 
     """The commit of a model whose file names and config are those of a checkpoint that can be pruned."""
     found = api.model_info(model_id, revision=revision)
     names = [sibling.rfilename for sibling in found.siblings or () if "/" not in sibling.rfilename]
+    refuse_adapter(names)
     if CONFIG_FILE not in names:
         raise InvalidCheckpoint(f"{model_id} has no {CONFIG_FILE}: it is no transformers checkpoint.", loc=MODEL)
     refuse_pickled(names)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from elder_core import confined
 from elder_core.architectures import table
 from elder_core.errors import (
+    AdapterOnly,
+    ConfigMismatch,
     InvalidCheckpoint,
     ModelNotFound,
     QuantizedCheckpoint,
@@ -26,13 +28,15 @@ from elder_core.errors import (
     TextTooShort,
     UnsupportedArchitecture,
 )
-from elder_core.weight_files import WeightSummary, read_json_object, summarize, weight_files
+from elder_core.weight_files import StoredTensor, WeightSummary, read_json_object, summarize, weight_files
 
 MODEL = ("model", "id")
 CONFIG_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
 MAX_LAYERS = 10_000  # far above any model; a count beyond it is damage, not a model
 LONGEST_DEFAULT = 2048  # tokens a sequence where nothing else is asked for
 BEGINNING_BYTES = 1 << 20  # as much of a text as is looked at before a job is taken
+EMBEDDINGS = ("embed_tokens", "embed_in", "wte")  # what token embeddings are called
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 # name → path below `builtin_root`
@@ -133,7 +137,7 @@ def inspect_config(settings: dict[str, object]) -> ConfigFacts:
     """Check the contents of a `config.json`.
 
     Raises:
-        InvalidCheckpoint, QuantizedCheckpoint, UnsupportedArchitecture: see each.
+        ConfigMismatch, InvalidCheckpoint, QuantizedCheckpoint, UnsupportedArchitecture: see each.
     """
     row = table.find(str(settings.get("model_type") or "none"))
     for field_name in ("quantization_config", "compression_config"):
@@ -149,7 +153,7 @@ def inspect_config(settings: dict[str, object]) -> ConfigFacts:
     for field_name in row.per_layer:
         entries = settings.get(field_name)
         if isinstance(entries, list) and len(entries) != layers:
-            raise InvalidCheckpoint(
+            raise ConfigMismatch(
                 f"The config has {layers} layers ({row.count}), but {len(entries)} entries in {field_name}.", loc=MODEL
             )
     return ConfigFacts(
@@ -165,16 +169,16 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
 
     Raises:
         InvalidCheckpoint, PickledWeights, QuantizedCheckpoint, UnsupportedArchitecture: see each.
+        AdapterOnly, ConfigMismatch, ShardMissing, IndexForbidden: each an InvalidCheckpoint.
     """
-    if (path / "adapter_config.json").exists():
-        raise InvalidCheckpoint(
-            "The folder holds an adapter (adapter_config.json); merge it into its model first.", loc=MODEL
-        )
+    refuse_adapter([entry.name for entry in path.iterdir()])
     if not (path / CONFIG_FILE).is_file():
         raise InvalidCheckpoint(f"There is no {CONFIG_FILE}: the folder is no checkpoint.", loc=MODEL)
-    facts = inspect_config(read_json_object(path / CONFIG_FILE))
+    settings = read_json_object(path / CONFIG_FILE)
+    facts = inspect_config(settings)
     weights = summarize(weight_files(path))
     _check_layers(facts, weights)
+    _check_shapes(facts, settings, weights)
     return CheckpointInfo(
         path=path,
         model_type=facts.row.model_type,
@@ -185,6 +189,20 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
         dtype=weights.dtype,
         weight_bytes=weights.total_bytes,
     )
+
+
+def refuse_adapter(names: Collection[str]) -> None:
+    """Raise for a list of file names that is of an adapter.
+
+    Raises:
+        AdapterOnly: it is.
+    """
+    if ADAPTER_FILE in names:
+        raise AdapterOnly(
+            f"The folder holds an adapter ({ADAPTER_FILE}), which is only what was added to a model. Merge it into its "
+            "model first (peft: merge_and_unload, then save_pretrained) and give the folder that this writes.",
+            loc=MODEL,
+        )
 
 
 def text_path(source: str, sources: Sources) -> Path:
@@ -317,23 +335,74 @@ def _check_class(row: table.Architecture, settings: dict[str, object]) -> None:
 def _whole_number(settings: dict[str, object], name: str, limit: int) -> int:
     value = settings.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise InvalidCheckpoint(
-            f"The config's {name} is {value!r}; expected a whole number from 1 to {limit}.", loc=MODEL
-        )
+        raise ConfigMismatch(f"The config's {name} is {value!r}; expected a whole number from 1 to {limit}.", loc=MODEL)
     return value
 
 
 def _check_layers(facts: ConfigFacts, weights: WeightSummary) -> None:
     """Compare the layer count with the names of the tensors, before anything is built by it."""
-    stack = facts.row.stack.rpartition(".")[2]
-    numbered = re.compile(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.")
-    held = {int(match[1]) for name in weights.tensors if (match := numbered.search(name))}
+    held = {layer for layer, _ in _by_layer(facts.row, weights.tensors)}
     if held != set(range(len(held))) or len(held) != facts.layers:
-        raise InvalidCheckpoint(
+        raise ConfigMismatch(
             f"The config has {facts.layers} layers ({facts.row.count}), but the weights are of {len(held)}; "
             "the two do not belong together.",
             loc=MODEL,
         )
+
+
+def _by_layer(row: table.Architecture, tensors: Mapping[str, StoredTensor]) -> dict[tuple[int, str], StoredTensor]:
+    """(layer, name within the layer) → tensor, of those that are in layers and are saved again."""
+    numbered = re.compile(rf"(?:^|\.){re.escape(row.stack.rpartition('.')[2])}\.(\d+)\.(.+)$")
+    matches = ((numbered.search(name), tensor) for name, tensor in tensors.items() if row.keeps(name))
+    return {(int(match[1]), match[2]): tensor for match, tensor in matches if match}
+
+
+def _check_shapes(facts: ConfigFacts, settings: dict[str, object], weights: WeightSummary) -> None:
+    """Compare the tensors' shapes with the config, as far as the table knows, and the layers with each other."""
+    row, layers = facts.row, _by_layer(facts.row, weights.tensors)
+    if row.alike:
+        _check_alike(facts, layers)
+        _check_size(settings, "intermediate_size", row.writers[-1], layers)
+    for writer in row.writers:
+        _check_size(settings, row.hidden, writer, layers)
+    for name, tensor in weights.tensors.items():
+        if name.removesuffix(".weight").endswith(EMBEDDINGS):
+            _check_shape(settings, "vocab_size", name, tensor)
+
+
+def _check_size(
+    settings: dict[str, object], field_name: str, matrix: str, layers: dict[tuple[int, str], StoredTensor]
+) -> None:
+    """`_check_shape` for a matrix of the first layer, if it goes by that name there."""
+    if (tensor := layers.get((0, f"{matrix}.weight"))) is not None:
+        _check_shape(settings, field_name, f"{matrix}.weight", tensor)
+
+
+def _check_shape(settings: dict[str, object], field_name: str, name: str, tensor: StoredTensor) -> None:
+    """Check that the size that the config gives in `field_name`, if it does, is one of the tensor's."""
+    size = settings.get(field_name)
+    if size is not None and size not in tensor.shape:
+        raise ConfigMismatch(
+            f"The config's {field_name} is {size!r}, but {name} is {list(tensor.shape)}; config and weights do not "
+            "belong together.",
+            loc=MODEL,
+        )
+
+
+def _check_alike(facts: ConfigFacts, layers: dict[tuple[int, str], StoredTensor]) -> None:
+    firsts: dict[str, int] = {}
+    for layer, name in sorted(layers):
+        firsts.setdefault(name, layer)
+    for layer in range(facts.layers):
+        for name, first in firsts.items():
+            found, expected = layers.get((layer, name)), layers[first, name]
+            if found is None or found.shape != expected.shape:
+                raise ConfigMismatch(
+                    f"The layers are not alike: {name} is {list(expected.shape)} in layer {first}, but "
+                    f"{'missing' if found is None else list(found.shape)} in layer {layer}, as in no "
+                    f"{facts.row.model_class}; copy the checkpoint again, whole.",
+                    loc=MODEL,
+                )
 
 
 def _check_format(path: Path) -> None:

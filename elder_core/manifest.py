@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -75,8 +76,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, provenance: Provenance) -> None:
-    """Write `elder.json` beside all other files of the checkpoint, which must be there already."""
+def write_manifest(folder: Path, provenance: Provenance, known: Mapping[str, str]) -> None:
+    """Write `elder.json` beside all other files of the checkpoint, which must be there already.
+
+    `known` is name → hex SHA-256 of those whose hash need not be computed again.
+    """
     manifest = Manifest(
         spec=provenance.spec,
         source=provenance.source,
@@ -87,7 +91,7 @@ def write_manifest(folder: Path, provenance: Provenance) -> None:
         seeds=Seeds(run=provenance.spec.seed, calibration=provenance.spec.calibration.seed),
         versions=dict(sorted(provenance.versions.items())),
         files={
-            file.name: FileRecord(bytes=file.stat().st_size, sha256=file_sha256(file))
+            file.name: FileRecord(bytes=file.stat().st_size, sha256=known.get(file.name) or file_sha256(file))
             for file in sorted(folder.iterdir())
         },
     )

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from elder_core.inspection import is_hub_id
 from elder_core.manifest import MANIFEST_FILE, Provenance
+from elder_core.parameters import CutParameters
 from elder_core.registry import find_method
+from elder_core.spec import JobSpec, Precision
 
 CARD_FILE = "README.md"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -52,6 +54,13 @@ def _front_matter(provenance: Provenance, licence: list[str]) -> list[str]:
     ]
 
 
+def _text(spec: JobSpec) -> list[str]:
+    if isinstance(spec.method, CutParameters):
+        change = "" if spec.output.dtype is Precision.SAME else f", as {spec.output.dtype.value}"
+        return [f"- All weights that stay are those of the source{change}."]
+    return [f"- Calibration text: `{spec.calibration.source}`."]
+
+
 def _origin(provenance: Provenance) -> list[str]:
     source, method = provenance.source, find_method(provenance.spec.method.name)
     kept = source.layers - len(provenance.removed_layers)
@@ -64,6 +73,6 @@ def _origin(provenance: Provenance) -> list[str]:
         "",
         f"- Architecture: {source.architecture}, as that of the source; any loader of it reads this checkpoint.",
         f"- Removed layers, counted from 0 in the source: {removed}.",
-        f"- Calibration text: `{provenance.spec.calibration.source}`.",
+        *_text(provenance.spec),
         f"- Settings, seeds, versions, the weight of every layer and the hash of every file: `{MANIFEST_FILE}`.",
     ]

@@ -303,6 +303,12 @@ class PruneCompParameters(BaselineParameters):
     scoring_samples: int | None = _scoring_samples(32, "twice for every round")
 
 
+class CutParameters(Strict):
+    """Cut: remove the layers that the job names, from file to file, without loading the model for it."""
+
+    name: Literal["cut"] = "cut"
+
+
 class RandomParameters(TrainingParameters):
     """Random layers, drawn from the job's seed: what any method must beat."""
 
@@ -324,6 +330,7 @@ MethodParameters = Annotated[
     | EvoPressParameters
     | ReplaceMeParameters
     | PruneCompParameters
+    | CutParameters
     | RandomParameters
     | LastParameters,
     Field(discriminator="name"),

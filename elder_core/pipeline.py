@@ -1,4 +1,4 @@
-"""What the library does with a spec: a run, from it to a checkpoint and its report; a plan; a sweep; a measurement."""
+"""What the library does with a spec: a run, from it to a checkpoint and its report; a plan; a sweep; a cut."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from elder_core import checkpoints, depth, devices
 from elder_core.calibration.token_cache import TokenCache
 from elder_core.calibration.windows import evaluation_windows, window_length
 from elder_core.evaluation.single import evaluate_one
-from elder_core.execution import evaluate_saved, prune
+from elder_core.execution import cut_saved, evaluate_saved, prune
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.job import Job, Texts, context_of, load, resolve, tokenize
 from elder_core.methods.base import Context, Method, Selection
 from elder_core.monitor import Monitor
-from elder_core.reporting import layer_reports, model_summary, report_of
+from elder_core.reporting import Outcome, layer_reports, model_summary, parameters_of, report_of
 from elder_core.reports.write import write
+from elder_core.sizes import count_to_remove
 from elder_core.spec import (
     EvaluationSpec,
     Expected,
@@ -32,7 +33,7 @@ from elder_core.spec import (
 )
 from elder_core.sweep import Sweep, sweep
 
-__all__ = ["Plan", "Sweep", "measure", "plan", "run", "sweep"]
+__all__ = ["Plan", "Sweep", "cut", "measure", "plan", "run", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,34 @@ def plan(
             context = context_of(job, loaded, texts, monitor)
             selection, expected = depth.choose_with_cost(job, job.method(), context, texts.calibration)
     return Plan(
-        model=model_summary(job, loaded.model),
+        model=model_summary(spec.model, job.source, parameters_of(loaded.model)),
         layers=layer_reports(selection, job.source.info.layers),
         weight_label=selection.weight_label,
         expected=expected,
         warnings=tuple(monitor.warnings),
     )
+
+
+def cut(
+    spec: JobSpec,
+    *,
+    model_dir: Path,
+    sources: Sources,
+    progress: Callable[[Progress], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Remove the layers that `spec` names and write the checkpoint to `model_dir`: no model is loaded, no text read.
+
+    Raises:
+        ElderError, Cancelled: as `run`.
+    """
+    monitor = Monitor(progress, cancelled)
+    with monitor.entered(Stage.RESOLVING):
+        spec.check_target()
+        checkpoints.check_output(model_dir)
+        source = checkpoints.resolve(spec.model, sources)
+        count_to_remove(spec, source.info)
+    return cut_saved(spec, source, model_dir, monitor)
 
 
 def measure(

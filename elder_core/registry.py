@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from elder_core.errors import UnknownMethod
 from elder_core.parameters import (
     PAPER,
+    CutParameters,
     ElderParameters,
     EvoPressParameters,
     LastParameters,
@@ -70,6 +71,7 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry(
             "prune_comp", "Prune&Comp", PruneCompParameters, f"{CODE}.prune_comp:PruneComp", f"{ARXIV}/2507.18212"
         ),
+        MethodEntry("cut", "Cut", CutParameters, f"{CODE}.fixed:Cut", f"{ARXIV}/2403.13257"),
         MethodEntry("random", "Random", RandomParameters, f"{CODE}.fixed:Random", f"{ARXIV}/2411.15558"),
         MethodEntry("last", "Last layers", LastParameters, f"{CODE}.fixed:Last", f"{ARXIV}/2411.15558"),
     )

@@ -10,6 +10,7 @@ from typing import TypeVar
 from transformers import PreTrainedModel
 
 from elder_core import devices, surgery
+from elder_core.checkpoints import Resolved
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.evaluate import EvaluationResult
 from elder_core.job import Job
@@ -17,7 +18,7 @@ from elder_core.methods.base import Selection
 from elder_core.monitor import Monitor
 from elder_core.reports.charts import spread
 from elder_core.reports.targets import missed
-from elder_core.spec import Expected, LayerReport, ModelSummary, Report, TrainingPoint
+from elder_core.spec import Expected, LayerReport, ModelRef, ModelSummary, Report, TrainingPoint
 
 MOST_POINTS = 1000
 T = TypeVar("T")
@@ -34,17 +35,22 @@ class Outcome:
     training: tuple[TrainingPoint, ...]
 
 
-def model_summary(job: Job, model: PreTrainedModel) -> ModelSummary:
-    """The unpruned `model`."""
-    info = job.source.info
+def model_summary(model: ModelRef, source: Resolved, parameters: int) -> ModelSummary:
+    """The unpruned model, which `source` is and which has so many parameters."""
+    info = source.info
     return ModelSummary(
-        id=job.spec.model.id,
-        revision=job.source.revision,
+        id=model.id,
+        revision=source.revision,
         architecture=info.architecture,
         layers=info.layers,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         dtype=info.dtype,
     )
+
+
+def parameters_of(model: PreTrainedModel) -> int:
+    """How many parameters a model has, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def layer_reports(selection: Selection, num_layers: int) -> tuple[LayerReport, ...]:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 from elder_core.architectures import table
-from elder_core.errors import NoLayerLeft, TargetAlreadyMet, TargetUnreachable
-from elder_core.inspection import CONFIG_FILE, CheckpointInfo
+from elder_core.errors import InvalidCheckpoint, NoLayerLeft, TargetAlreadyMet, TargetUnreachable
+from elder_core.inspection import CONFIG_FILE, MODEL, CheckpointInfo
 from elder_core.spec import JobSpec, OutputSpec, Precision
-from elder_core.weight_files import FLOAT_TYPES, StoredTensor, read_header, read_json_object, weight_files
+from elder_core.weight_files import (
+    FLOAT_TYPES,
+    TYPE_BYTES,
+    StoredTensor,
+    encoded_header,
+    read_header,
+    read_json_object,
+    weight_files,
+)
 
 TYPES = {torch_name: name for name, torch_name in FLOAT_TYPES.items()}
-TYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-
-# Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
-RECOMPUTED = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 TIED_UNLESS_SAID = frozenset({"gpt2", "opt"})
 HEADS = {"gpt_neox": "embed_out.weight"}  # elsewhere lm_head.weight
-COMPARED_BYTES = 1 << 20
-
-METADATA = {"format": "pt"}
-ALIGNMENT = 8
+COMPARED_BYTES = 1 << 20  # if two tensors of one shape have that in common, they are the same
+PART_BYTES = 1 << 24
 SHARD_OVERHEAD = 64  # bytes at most: length, metadata and padding
 
 
@@ -48,7 +48,7 @@ class SavedSizes:
         tensors = {**self.rest, **named}
         data = sum(tensor.bytes for tensor in tensors.values())
         shards = 1 if data <= self.max_shard_bytes else 2 * math.ceil(data / self.max_shard_bytes) + 1
-        return data + _header_bytes(tensors) + (shards - 1) * SHARD_OVERHEAD
+        return data + len(encoded_header(tensors)) + (shards - 1) * SHARD_OVERHEAD
 
     def least_saving(self, count: int) -> tuple[int, ...]:
         """The `count` layers that take the fewest bytes: whichever are removed, no less is saved."""
@@ -62,16 +62,12 @@ def saved_sizes(info: CheckpointInfo, output: OutputSpec) -> SavedSizes:
     Raises:
         InvalidCheckpoint: a weight file is not valid.
     """
-    row = table.find(info.model_type)
-    stored = info.dtype if output.dtype is Precision.SAME else output.dtype.value
-    numbered = re.compile(rf"^(.*?\b{re.escape(row.stack.rpartition('.')[2])})\.(\d+)\.(.+)$")
+    dtype = saved_type(info, output)
     layers: list[dict[str, StoredTensor]] = [{} for _ in range(info.layers)]
     rest: dict[str, StoredTensor] = {}
-    for name, tensor in _saved_tensors(info, row).items():
-        if found := numbered.match(name):
-            layers[int(found[2])][f"{row.stack}.{{}}.{found[3]}"] = _as_type(tensor, TYPES[stored])
-        else:
-            rest[_full_name(name, row, info.model_type)] = _as_type(tensor, TYPES[stored])
+    for held in held_tensors(info):
+        place = rest if held.layer is None else layers[held.layer]
+        place[held.name] = as_type(held.stored, dtype)
     return SavedSizes(tuple(layers), rest, output.max_shard_bytes)
 
 
@@ -115,32 +111,71 @@ def fewest_layers(sizes: SavedSizes, max_bytes: int) -> int:
     )
 
 
-def _saved_tensors(info: CheckpointInfo, row: table.Architecture) -> dict[str, StoredTensor]:
-    """What is stored, less what will not be saved: buffers computed anew, and a head tied to the embeddings."""
-    dropped = [re.compile(pattern) for pattern in row.obsolete] + [RECOMPUTED]
-    files = weight_files(info.path)
-    tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
-    kept = {name: tensor for name, tensor in tensors.items() if not any(one.search(name) for one in dropped)}
+@dataclass(frozen=True)
+class Held:
+    """A tensor of a checkpoint that is saved again.
+
+    `name` is as transformers saves it, with `{}` for the number of its `layer`, which is None for a tensor of no layer.
+    """
+
+    name: str
+    layer: int | None
+    file: Path
+    stored: StoredTensor
+
+    def read(self, limit: int | None = None) -> Iterator[bytearray]:
+        """Its bytes, at most `limit`, in parts of at most 16 MiB."""
+        left = self.stored.bytes if limit is None else min(limit, self.stored.bytes)
+        with self.file.open("rb") as stream:
+            stream.seek(self.stored.begin)
+            while left:
+                part = bytearray(min(left, PART_BYTES))
+                if stream.readinto(part) != len(part):
+                    raise InvalidCheckpoint(f"{self.file.name} is cut short. Copy it again.", loc=MODEL)
+                yield part
+                left -= len(part)
+
+
+def held_tensors(info: CheckpointInfo, *, compared_bytes: int | None = COMPARED_BYTES) -> list[Held]:
+    """What of the checkpoint `info` is saved again: without buffers computed anew, and a head tied to the embeddings.
+
+    A head that is stored beside the embeddings is taken to be tied if as many of their first bytes are the same; None
+    compares them all.
+
+    Raises:
+        InvalidCheckpoint: a weight file is not valid.
+    """
+    row = table.find(info.model_type)
+    numbered = re.compile(rf"^(.*?\b{re.escape(row.stack.rpartition('.')[2])})\.(\d+)\.(.+)$")
+    kept: dict[str, Held] = {}
+    for file in weight_files(info.path):
+        for name, tensor in read_header(file).items():
+            if not row.keeps(name):
+                continue
+            if found := numbered.match(name):
+                kept[name] = Held(f"{row.stack}.{{}}.{found[3]}", int(found[2]), file, tensor)
+            else:
+                kept[name] = Held(_full_name(name, row, info.model_type), None, file, tensor)
     head = HEADS.get(info.model_type, "lm_head.weight")
     settings = read_json_object(info.path / CONFIG_FILE)
     if head in kept and settings.get("tie_word_embeddings", info.model_type in TIED_UNLESS_SAID):
-        twin = next((name for name, tensor in kept.items() if name != head and tensor == kept[head]), None)
-        if twin is not None and _beginning(files, head) == _beginning(files, twin):
+        twin = next((one for name, one in kept.items() if name != head and one.stored == kept[head].stored), None)
+        if twin is not None and _same(kept[head], twin, compared_bytes):
             del kept[head]
-    return kept
+    return list(kept.values())
 
 
-def _beginning(files: list[Path], name: str) -> bytes:
-    """The first mebibyte of a tensor: if two of one shape have that in common, they are the same."""
-    for file in files:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            entry = json.loads(stream.read(length)).get(name)
-            if entry is not None:
-                begin, end = entry["data_offsets"]
-                stream.seek(8 + length + begin)
-                return stream.read(min(end - begin, COMPARED_BYTES))
-    return b""
+def parameter_count(info: CheckpointInfo) -> int:
+    """How many numbers the tensors of the checkpoint `info` hold, tied ones counted once.
+
+    Raises:
+        InvalidCheckpoint: a weight file is not valid.
+    """
+    return sum(held.stored.numbers for held in held_tensors(info))
+
+
+def _same(one: Held, other: Held, limit: int | None) -> bool:
+    return all(mine == theirs for mine, theirs in zip(one.read(limit), other.read(limit), strict=True))
 
 
 def _full_name(name: str, row: table.Architecture, model_type: str) -> str:
@@ -149,19 +184,13 @@ def _full_name(name: str, row: table.Architecture, model_type: str) -> str:
     return name if name.startswith(base) or name == HEADS.get(model_type, "lm_head.weight") else base + name
 
 
-def _as_type(tensor: StoredTensor, dtype: str) -> StoredTensor:
+def saved_type(info: CheckpointInfo, output: OutputSpec) -> str:
+    """The number type that the weights of `info` are saved in, in torch's words."""
+    return info.dtype if output.dtype is Precision.SAME else output.dtype.value
+
+
+def as_type(tensor: StoredTensor, dtype: str) -> StoredTensor:
+    """`tensor` with its numbers as `dtype`, in torch's words; what is no float stays as it is."""
     if tensor.dtype not in TYPE_BYTES:
         return tensor
-    return StoredTensor(dtype, tensor.shape, math.prod(tensor.shape) * TYPE_BYTES[dtype])
-
-
-def _header_bytes(tensors: Mapping[str, StoredTensor]) -> int:
-    """Of one safetensors file that holds `tensors`, with the length before it: compact JSON, padded to 8 bytes."""
-    order = sorted(tensors, key=lambda name: (-TYPE_BYTES.get(tensors[name].dtype, 1), name))
-    ends = list(accumulate((tensors[name].bytes for name in order), initial=0))
-    header = {"__metadata__": METADATA} | {
-        name: {"dtype": tensors[name].dtype, "shape": tensors[name].shape, "data_offsets": (begin, end)}
-        for name, begin, end in zip(order, ends[:-1], ends[1:], strict=True)
-    }
-    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + math.ceil(length / ALIGNMENT) * ALIGNMENT
+    return StoredTensor(TYPES[dtype], tensor.shape, tensor.numbers * TYPE_BYTES[TYPES[dtype]])

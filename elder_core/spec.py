@@ -15,10 +15,11 @@ from elder_core.errors import (
     AmbiguousTarget,
     DuplicateLayers,
     InvalidRatio,
+    LayersNotNamed,
     LayersOutOfRange,
     NoLayerLeft,
 )
-from elder_core.parameters import ElderParameters, MethodParameters, Strict
+from elder_core.parameters import CutParameters, ElderParameters, MethodParameters, Strict
 from elder_core.target import Target
 
 
@@ -152,11 +153,18 @@ class JobSpec(Strict):
             AmbiguousTarget: none or several of ratio, layers_to_remove, layers and target are given, or of the limits
                 in target.
             InvalidRatio, LayersOutOfRange, DuplicateLayers: the one given is wrong in itself.
+            LayersNotNamed: the method needs layers, and another one is given.
         """
         given = self._given()
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
             raise AmbiguousTarget(f"Give exactly one of ratio, layers_to_remove, layers and target; found {found}.")
+        if isinstance(self.method, CutParameters) and self.layers is None:
+            raise LayersNotNamed(
+                f"The method cut chooses no layers: name them in layers, such as [3, 7], instead of {given[0]}, or "
+                "take a method that chooses.",
+                loc=("method", "name"),
+            )
         if self.target is not None:
             self.target.check()
         if self.ratio is not None and not 0 < self.ratio < 1:

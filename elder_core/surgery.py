@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from typing import Any, cast
@@ -57,7 +57,7 @@ def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int,
     for layer in sorted(removed, reverse=True):
         del stack[layer]
     _renumber(stack)
-    _shorten_config(model.config, row, mapping)
+    shorten_config(model.config, row, mapping)
     return mapping
 
 
@@ -69,17 +69,26 @@ def _renumber(stack: nn.ModuleList) -> None:
                 module.layer_idx = index  # type: ignore[assignment]  # torch types it as Tensor | Module
 
 
-def _shorten_config(config: PreTrainedConfig, row: table.Architecture, mapping: dict[int, int]) -> None:
-    for name in row.per_layer:
-        entries = getattr(config, name, None)
-        if entries is not None:
-            setattr(config, name, [entries[old] for old in mapping])
-    for name in row.thresholds:
-        first = getattr(config, name, None)
-        if first is not None:
-            setattr(config, name, sum(old < first for old in mapping))
-    setattr(config, row.count, len(mapping))
+def shorten_config(config: PreTrainedConfig, row: table.Architecture, mapping: Mapping[int, int]) -> None:
+    """Make `config` that of the model whose layers `mapping` (index before → after) keeps.
+
+    Raises:
+        StrictDataclassError: the shorter config contradicts itself.
+    """
+    for name, value in shortened(config.to_dict(), row, mapping).items():
+        setattr(config, name, value)
     config.validate()
+
+
+def shortened(settings: Mapping[str, Any], row: table.Architecture, mapping: Mapping[int, int]) -> dict[str, Any]:
+    """The fields of a config, given as `field → value`, that change with the layers that `mapping` keeps."""
+    lists = {name: settings[name] for name in row.per_layer if settings.get(name) is not None}
+    thresholds = {name: settings[name] for name in row.thresholds if settings.get(name) is not None}
+    return {
+        **{name: [entries[old] for old in mapping] for name, entries in lists.items()},
+        **{name: sum(old < first for old in mapping) for name, first in thresholds.items()},
+        row.count: len(mapping),
+    }
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from elder_core.errors import InvalidCheckpoint, PickledWeights, QuantizedCheckpoint
+from elder_core.errors import IndexForbidden, InvalidCheckpoint, PickledWeights, QuantizedCheckpoint, ShardMissing
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = f"{SINGLE_FILE}.index.json"
@@ -17,22 +20,32 @@ MAX_JSON_BYTES = 100_000_000  # the limit that safetensors sets for its header
 
 # safetensors' number types → torch's names; a checkpoint of any other is quantised
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+TYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+
+METADATA = {"format": "pt"}
+ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One entry of a safetensors header; `dtype` in safetensors' words."""
+    """One entry of a safetensors header; `dtype` in safetensors' words, `begin` where in the file its bytes begin."""
 
     dtype: str
     shape: tuple[int, ...]
     bytes: int
+    begin: int = field(default=0, compare=False)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class WeightSummary:
     """What the headers of all weight files say. `dtype` is the one most of the bytes are in, in torch's words."""
 
-    tensors: frozenset[str]
+    tensors: Mapping[str, StoredTensor]
     dtype: str
     total_bytes: int
 
@@ -79,7 +92,8 @@ def weight_files(path: Path) -> list[Path]:
     """The safetensors files that make up the checkpoint in `path`: those that its index names, or the single one.
 
     Raises:
-        PickledWeights, InvalidCheckpoint: there are none, or the index names one that is missing or elsewhere.
+        PickledWeights, InvalidCheckpoint: there are none.
+        ShardMissing, IndexForbidden: the index names one that is missing or elsewhere.
     """
     refuse_pickled([entry.name for entry in path.iterdir()])
     if (path / SINGLE_FILE).is_file():  # before the index, as transformers has it
@@ -103,12 +117,12 @@ def _indexed_names(path: Path) -> list[str]:
 
 def _shard(path: Path, name: str) -> Path:
     if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-        raise InvalidCheckpoint(
+        raise IndexForbidden(
             f"{INDEX_FILE} names {name!r}, which is not the name of a safetensors file in the same folder.",
             loc=("model", "id"),
         )
     if not (path / name).is_file():
-        raise InvalidCheckpoint(
+        raise ShardMissing(
             f"{INDEX_FILE} names {name}, which is missing; copy the checkpoint again, whole.", loc=("model", "id")
         )
     return path / name
@@ -122,11 +136,11 @@ def summarize(files: list[Path]) -> WeightSummary:
         QuantizedCheckpoint: most of the bytes are in a type that is no ordinary float.
     """
     bytes_by_type: Counter[str] = Counter()
-    tensors: set[str] = set()
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         for name, tensor in read_header(file).items():
             bytes_by_type[tensor.dtype] += tensor.bytes
-            tensors.add(name)
+            tensors[name] = tensor
     if not tensors:
         raise InvalidCheckpoint(f"{files[0].name} holds no tensors.", loc=("model", "id"))
     dominant = bytes_by_type.most_common(1)[0][0]
@@ -136,7 +150,7 @@ def summarize(files: list[Path]) -> WeightSummary:
             "from, in float32, bfloat16 or float16, and quantise the pruned result.",
             loc=("model", "id"),
         )
-    return WeightSummary(frozenset(tensors), FLOAT_TYPES[dominant], sum(file.stat().st_size for file in files))
+    return WeightSummary(tensors, FLOAT_TYPES[dominant], sum(file.stat().st_size for file in files))
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -153,10 +167,10 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         raw = stream.read(length)
     try:
         header = json.loads(raw)
-        found = {name: _tensor(entry) for name, entry in header.items() if name != "__metadata__"}
+        found = {name: _tensor(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidCheckpoint(f"The header of {file.name} is not valid: {error}.", loc=("model", "id")) from error
-    if sum(tensor.bytes for tensor in found.values()) != size - 8 - length:
+    if _end(found, 8 + length) != size:
         raise InvalidCheckpoint(
             f"{file.name} is cut short: its header tells of more, or other, tensors than it holds. Copy it again.",
             loc=("model", "id"),
@@ -164,8 +178,39 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _tensor(entry: dict[str, Any]) -> StoredTensor:
+def _tensor(entry: dict[str, Any], data_begin: int) -> StoredTensor:
     begin, end = (int(offset) for offset in entry["data_offsets"])
     if not 0 <= begin <= end:
         raise ValueError(f"data_offsets are {begin} and {end}")
-    return StoredTensor(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), end - begin)
+    shape = tuple(int(size) for size in entry["shape"])
+    tensor = StoredTensor(str(entry["dtype"]), shape, end - begin, data_begin + begin)
+    if tensor.dtype in TYPE_BYTES and tensor.bytes != tensor.numbers * TYPE_BYTES[tensor.dtype]:
+        raise ValueError(f"{tensor.bytes:,} bytes are not {list(shape)} in {tensor.dtype}")
+    return tensor
+
+
+def _end(tensors: Mapping[str, StoredTensor], begin: int) -> int | None:
+    """Where the last of `tensors` ends, if the first begins at `begin` and each where another ends; None if not."""
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.bytes)):
+        if tensor.begin != begin:
+            return None
+        begin += tensor.bytes
+    return begin
+
+
+def data_order(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """The names of `tensors` in the order in which safetensors writes their data."""
+    return sorted(tensors, key=lambda name: (-TYPE_BYTES.get(tensors[name].dtype, 1), name))
+
+
+def encoded_header(tensors: Mapping[str, StoredTensor]) -> bytes:
+    """What stands before the data in a safetensors file: the header's length, and compact JSON, padded to 8 bytes."""
+    order = data_order(tensors)
+    ends = list(accumulate((tensors[name].bytes for name in order), initial=0))
+    header = {"__metadata__": METADATA} | {
+        name: {"dtype": tensors[name].dtype, "shape": tensors[name].shape, "data_offsets": (begin, end)}
+        for name, begin, end in zip(order, ends[:-1], ends[1:], strict=True)
+    }
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    length = math.ceil(len(raw) / ALIGNMENT) * ALIGNMENT
+    return length.to_bytes(8, "little") + raw.ljust(length)

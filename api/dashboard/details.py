@@ -191,6 +191,7 @@ def settings(row: JobRow) -> tuple[SettingsGroup, ...]:
             tuple(_setting(field, values, usual) for field in section.fields if field.name not in elsewhere),
         )
         for section in sections
+        if section.fields
     )
 
 

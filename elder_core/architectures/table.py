@@ -6,6 +6,7 @@ is a new row, and must pass the acceptance test that is run for every row; CONTR
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from elder_core.errors import UnsupportedArchitecture
@@ -27,6 +28,9 @@ COMMON_REFUSALS = (
     Refusal("per_layer_config", "its layers differ by settings that are kept by layer index"),
 )
 
+# Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
+RECOMPUTED = r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -40,7 +44,8 @@ class Architecture:
     added to the hidden state: attention's and, last, the MLP's. `plain_stream` are settings, and the values that they
     must have for that to be all that happens to it until the final norm.
     `refusals` are settings under which removing a layer would change the layers that stay. `obsolete` are patterns of
-    tensors that old checkpoints hold and that mean nothing any more.
+    tensors that old checkpoints hold and that mean nothing any more. `alike` says whether all layers hold tensors of
+    the same names and shapes.
     """
 
     model_type: str
@@ -55,6 +60,11 @@ class Architecture:
     thresholds: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
     obsolete: tuple[str, ...] = ()
+    alike: bool = True
+
+    def keeps(self, tensor: str) -> bool:
+        """Whether the tensor of that name is saved again; others are computed anew, or mean nothing any more."""
+        return not any(re.search(pattern, tensor) for pattern in (*self.obsolete, RECOMPUTED))
 
 
 ARCHITECTURES: dict[str, Architecture] = {

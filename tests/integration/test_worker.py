@@ -141,7 +141,7 @@ def test_the_jobs_own_error_is_told(service: Service) -> None:
     service.worker()
     job = service.wait(service.submit(model={"id": "local:broken-llama"}), ended)
     assert (job["status"], job["attempt"]) == ("failed", 1)
-    assert job["error"]["code"] == "non_finite_loss"
+    assert job["error"]["code"] == "non_finite_weights"
 
 
 def test_a_lost_fork_server_costs_one_attempt(service: Service) -> None:

@@ -231,6 +231,27 @@ def test_a_refused_form_keeps_what_was_typed_and_says_what_is_wrong(client: Test
 
 
 @pytest.mark.usefixtures("submitted")
+def test_a_method_without_parameters_is_chosen_and_shown(client: TestClient, site: Site) -> None:
+    choice = (
+        re.sub(r"\s+", " ", client.get("/jobs/new").text).partition('value="cut"')[2].partition('class="choice"')[0]
+    )
+    assert "remove the layers that the job names" in choice
+    assert 'class="chosen"' not in choice
+    refused = client.post("/jobs/new", data=form(method__name="cut"))
+    assert refused.status_code == 422
+    page = re.sub(r"\s+", " ", refused.text)
+    assert '<p class="wrong"> The method cut chooses no layers: name them in layers' in page
+    taken = client.post("/jobs/new", data=form(method__name="cut", target="layers", layers="3, 7"))
+    assert taken.status_code == 303
+    page = client.get(taken.headers["location"]).text
+    assert "<h3>Cut</h3>" not in page
+    assert "<h3>Evaluation</h3>" in page
+    with site.services.sessions.begin() as session:
+        spec = JobSpec.model_validate(repository.get(session, jobs(site)[0]).spec)
+    assert (spec.method.name, spec.layers) == ("cut", (3, 7))
+
+
+@pytest.mark.usefixtures("submitted")
 def test_a_target_left_empty_is_asked_for_beside_it(client: TestClient) -> None:
     page = client.post("/jobs/new", data=form(target="layers")).text
     assert 'id="field-layers-error"' in page

@@ -55,6 +55,12 @@ def test_submit_and_get(client: TestClient) -> None:
         ({"calibration": {"source": "local:/etc/passwd"}}, "path_forbidden", ["calibration", "source"]),
         ({"calibration": {"sequence_length": 4096}}, "sequence_too_long", ["calibration", "sequence_length"]),
         ({"method": {"name": "eldr"}}, "unknown_method", ["method", "name"]),
+        ({"method": {"name": "cut"}}, "layers_not_named", ["method", "name"]),
+        ({"method": {"name": "cut"}, "ratio": None, "layers_to_remove": 2}, "layers_not_named", ["method", "name"]),
+        ({"method": {"name": "cut"}, "ratio": None, "target": {"max_bytes": 9}}, "layers_not_named", None),
+        ({"method": {"name": "cut"}, "ratio": None}, "ambiguous_target", None),
+        ({"method": {"name": "cut", "tokens": 9}}, "invalid_request", ["method", "tokens"]),
+        ({"method": {"name": "cut"}, "ratio": None, "layers": [16]}, "layers_out_of_range", ["layers", 0]),
         ({"ratio": "much"}, "invalid_request", ["ratio"]),
         ({"rato": 0.5}, "invalid_request", ["rato"]),
         ({"method": {"name": "elder", "updates": -1}}, "invalid_request", ["method", "updates"]),
@@ -86,6 +92,12 @@ def test_bad_calibration_text_is_refused(client: TestClient, settings: Settings,
 def test_a_target_is_taken_instead_of_a_ratio(client: TestClient, target: dict[str, float]) -> None:
     found = submit(client, ratio=None, target=target)["spec"]["target"]
     assert {name: limit for name, limit in found.items() if limit is not None} == target
+
+
+def test_a_cut_is_taken_with_its_layers(client: TestClient) -> None:
+    answer = client.post("/v1/jobs", json={"model": JOB["model"], "method": {"name": "cut"}, "layers": [3, 7]})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["spec"]["method"] == {"name": "cut"}
 
 
 def test_a_hub_model_is_looked_at_by_the_worker(client: TestClient) -> None:

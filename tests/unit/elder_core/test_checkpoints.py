@@ -18,8 +18,10 @@ from transformers import AutoTokenizer
 from elder_core import checkpoints
 from elder_core.architectures import table
 from elder_core.errors import (
+    ConfigMismatch,
     InvalidCheckpoint,
     ModelNotFound,
+    NonFiniteWeights,
     OutputExists,
     PathForbidden,
     PickledWeights,
@@ -230,7 +232,7 @@ class TestLoad:
 
     def test_missing_tensor(self, checkpoint):
         self.edit_weights(checkpoint, lambda tensors: tensors.pop("model.norm.weight"))
-        with pytest.raises(InvalidCheckpoint, match=r"1 missing keys, such as model\.norm\.weight"):
+        with pytest.raises(ConfigMismatch, match=r"1 missing keys, such as model\.norm\.weight"):
             self.load(checkpoint)
 
     def test_unexpected_tensor(self, checkpoint):
@@ -263,9 +265,17 @@ class TestLoad:
         self.edit_weights(tmp_path, shorten)
         assert self.load(tmp_path).source.info.layers == 6
 
+    @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+    def test_weights_that_are_no_numbers(self, checkpoint, number):
+        name = "model.layers.3.mlp.up_proj.weight"
+        self.edit_weights(checkpoint, lambda tensors: tensors[name][2].fill_(number))
+        with pytest.raises(NonFiniteWeights, match=r"model\.layers\.3\.mlp\.up_proj\.weight holds") as caught:
+            self.load(checkpoint)
+        assert caught.value.loc == ("model", "id")
+
     def test_tensor_of_another_shape(self, checkpoint):
         self.edit_weights(checkpoint, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(33)}))
-        with pytest.raises(InvalidCheckpoint, match=r"1 mismatched keys.*model\.norm\.weight"):
+        with pytest.raises(ConfigMismatch, match=r"1 mismatched keys.*model\.norm\.weight"):
             self.load(checkpoint)
 
     def test_config_that_transformers_refuses(self, checkpoint):

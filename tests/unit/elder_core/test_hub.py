@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from elder_core import checkpoints
+from elder_core import checkpoints, pipeline
 from elder_core.errors import (
+    AdapterOnly,
     HubUnreachable,
     InvalidCheckpoint,
     ModelNotFound,
@@ -22,7 +23,9 @@ from elder_core.errors import (
     UnsupportedArchitecture,
 )
 from elder_core.inspection import Sources
-from elder_core.spec import ModelRef
+from elder_core.manifest import read_manifest, verify
+from elder_core.parameters import CutParameters
+from elder_core.spec import JobSpec, ModelRef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -119,6 +122,25 @@ def test_a_revision_becomes_a_commit(hub, sources, revision, tiny_checkpoint):
     assert found.revision == COMMIT
     assert found.info.layers == 6
     assert (found.path / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
+
+
+def test_layers_are_cut_from_what_was_downloaded(hub, sources, tmp_path):
+    spec = JobSpec(model=ModelRef(id="team/model"), method=CutParameters(), layers=(1, 4))
+    pipeline.cut(spec, model_dir=tmp_path / "out", sources=sources)
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.source.revision, manifest.removed_layers) == (COMMIT, (1, 4))
+    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (hub.folder / "tokenizer.json").read_bytes()
+    verify(tmp_path / "out")
+
+
+def test_an_adapter_is_refused_before_anything_is_downloaded(hub, sources):
+    for file in hub.folder.iterdir():
+        file.unlink()
+    (hub.folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterOnly, match="merge_and_unload"):
+        resolve(sources)
+    assert downloaded(sources) == set()
 
 
 def test_only_what_a_checkpoint_needs_is_downloaded(hub, sources):

@@ -9,16 +9,22 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from elder_core import inspection
 from elder_core.calibration.windows import window_length
 from elder_core.errors import (
+    AdapterOnly,
+    ConfigMismatch,
+    IndexForbidden,
     InvalidCheckpoint,
     ModelNotFound,
     PathForbidden,
     PickledWeights,
     QuantizedCheckpoint,
+    ShardMissing,
     TextEmpty,
     TextFormat,
     TextNotFound,
@@ -167,19 +173,19 @@ class TestInspectCheckpoint:
     @pytest.mark.parametrize("count", [0, -1, 10**12, "6", 6.0, True, None, ...])
     def test_absurd_layer_count(self, checkpoint, count):
         edit_config(checkpoint, num_hidden_layers=count)
-        with pytest.raises(InvalidCheckpoint, match=r"num_hidden_layers.*1 to 10000"):
+        with pytest.raises(ConfigMismatch, match=r"num_hidden_layers.*1 to 10000"):
             inspection.inspect_checkpoint(checkpoint)
 
     @pytest.mark.parametrize("count", [5, 7, 9_999])
     def test_layer_count_that_the_weights_do_not_have(self, checkpoint, count):
         edit_config(checkpoint, num_hidden_layers=count)
-        with pytest.raises(InvalidCheckpoint, match=rf"{count} layers .*but the weights are of 6"):
+        with pytest.raises(ConfigMismatch, match=rf"{count} layers .*but the weights are of 6"):
             inspection.inspect_checkpoint(checkpoint)
 
     def test_layer_types_of_another_length(self, make_tiny, tmp_path):
         make_tiny("qwen2").save_pretrained(tmp_path)
         edit_config(tmp_path, layer_types=["full_attention"] * 5)
-        with pytest.raises(InvalidCheckpoint, match=r"6 layers .*5 entries in layer_types"):
+        with pytest.raises(ConfigMismatch, match=r"6 layers .*5 entries in layer_types"):
             inspection.inspect_checkpoint(tmp_path)
 
     @pytest.mark.parametrize(
@@ -212,14 +218,86 @@ class TestInspectCheckpoint:
             inspection.inspect_checkpoint(checkpoint)
 
     def test_adapter(self, checkpoint):
+        """As peft writes it: beside the adapter there is no config and no model."""
+        for file in checkpoint.iterdir():
+            file.unlink()
+        (checkpoint / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        (checkpoint / "adapter_model.safetensors").write_bytes(b"not looked at")
+        with pytest.raises(AdapterOnly, match="merge_and_unload"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_adapter_beside_its_model(self, checkpoint):
         (checkpoint / "adapter_config.json").write_text("{}")
-        with pytest.raises(InvalidCheckpoint, match="merge"):
+        with pytest.raises(AdapterOnly, match="Merge it into its model first"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "said"),
+        [
+            ("hidden_size", 48, r"hidden_size is 48, but self_attn.o_proj.weight is \[32, 32\]"),
+            ("intermediate_size", 64, r"intermediate_size is 64, but mlp.down_proj.weight is \[32, 48\]"),
+            ("vocab_size", 300, r"vocab_size is 300, but model.embed_tokens.weight is \[257, 32\]"),
+        ],
+    )
+    def test_shapes_that_the_config_does_not_tell_of(self, checkpoint, field, value, said):
+        edit_config(checkpoint, **{field: value})
+        with pytest.raises(ConfigMismatch, match=said):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            (
+                lambda held: held.pop("model.layers.3.mlp.up_proj.weight"),
+                r"mlp.up_proj.weight is \[48, 32\] in layer 0, but missing in layer 3",
+            ),
+            (
+                lambda held: held.pop("model.layers.0.mlp.up_proj.weight"),
+                r"mlp.up_proj.weight is \[48, 32\] in layer 1, but missing in layer 0",
+            ),
+            (
+                lambda held: held.update({"model.layers.5.mlp.up_proj.weight": np.zeros((48, 33), "float16")}),
+                r"mlp.up_proj.weight is \[48, 32\] in layer 0, but \[48, 33\] in layer 5",
+            ),
+            (
+                lambda held: held.update({"model.layers.2.extra": np.zeros(1, "float16")}),
+                r"extra is \[1\] in layer 2, but missing in layer 0",
+            ),
+        ],
+    )
+    def test_layers_that_are_not_alike(self, make_tiny, tmp_path, damage, said):
+        make_tiny("llama").half().save_pretrained(tmp_path)
+        held = load_file(tmp_path / "model.safetensors")
+        damage(held)
+        save_file(held, tmp_path / "model.safetensors")
+        with pytest.raises(ConfigMismatch, match=said):
+            inspection.inspect_checkpoint(tmp_path)
+
+    def test_of_weights_however_large_only_the_header_is_read(self, checkpoint):
+        """64 GiB, all hole: reading it would take minutes."""
+        weights = checkpoint / "model.safetensors"
+        shape = [1 << 18, 1 << 16]
+        header = {
+            f"model.layers.{layer}.mlp.down_proj.weight": {
+                "dtype": "F16",
+                "shape": shape,
+                "data_offsets": [layer << 35, (layer + 1) << 35],
+            }
+            for layer in range(2)
+        }
+        write_safetensors(weights, header, 0)
+        with weights.open("ab") as stream:
+            stream.truncate(weights.stat().st_size + (1 << 36))
+        edit_config(checkpoint, num_hidden_layers=2)
+        with pytest.raises(
+            ConfigMismatch, match=r"intermediate_size is 48, but mlp.down_proj.weight is \[262144, 65536\]"
+        ):
             inspection.inspect_checkpoint(checkpoint)
 
     def test_shard_missing(self, checkpoint):
         shard(checkpoint)
         (checkpoint / "model-00002-of-00002.safetensors").unlink()
-        with pytest.raises(InvalidCheckpoint, match=r"model-00002-of-00002\.safetensors, which is missing"):
+        with pytest.raises(ShardMissing, match=r"model-00002-of-00002\.safetensors, which is missing"):
             inspection.inspect_checkpoint(checkpoint)
 
     @pytest.mark.parametrize(
@@ -228,7 +306,7 @@ class TestInspectCheckpoint:
     )
     def test_index_that_leads_elsewhere(self, checkpoint, name):
         shard(checkpoint, shard2=name)
-        with pytest.raises(InvalidCheckpoint, match="not the name of a safetensors file in the same folder"):
+        with pytest.raises(IndexForbidden, match="not the name of a safetensors file in the same folder"):
             inspection.inspect_checkpoint(checkpoint)
 
     @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": [1]}', "{"])
@@ -254,11 +332,21 @@ class TestInspectCheckpoint:
             {"dtype": "F32", "data_offsets": [8, 0]},
             {"dtype": "F32", "data_offsets": [0]},
             {"dtype": "F32", "data_offsets": ["a", "b"]},
+            {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+            {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+            {"dtype": "F32", "shape": [2]},
         ],
     )
     def test_header_that_makes_no_sense(self, checkpoint, entry):
         write_safetensors(checkpoint / "model.safetensors", {"model.layers.0.w": entry}, 8)
         with pytest.raises(InvalidCheckpoint, match=r"model\.safetensors"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    def test_tensors_that_overlap(self, checkpoint):
+        entry = {"dtype": "F32", "shape": [1]}
+        header = {"a": entry | {"data_offsets": [0, 4]}, "b": entry | {"data_offsets": [0, 4]}}
+        write_safetensors(checkpoint / "model.safetensors", header, 8)
+        with pytest.raises(InvalidCheckpoint, match="tells of more, or other, tensors"):
             inspection.inspect_checkpoint(checkpoint)
 
     def test_no_tensors(self, checkpoint):

@@ -8,11 +8,14 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from elder_core import console, pipeline
 from elder_core.__main__ import app
 from elder_core.errors import Cancelled
+from elder_core.manifest import read_manifest, verify
 from elder_core.spec import JobSpec, Measurement, Report
 
 QUICK = ("gate_steps=2", "gate_batch_size=2", "updates=2", "batch_size=2", "calibration.sequence_length=16")
@@ -45,6 +48,47 @@ def test_prune_writes_the_checkpoint_with_its_report(
     assert report.evaluation.sequences == 4
     assert {"config.json", "model.safetensors", "elder.json", "report.html"} <= {file.name for file in out.iterdir()}
     assert "perplexity" in result.stdout
+
+
+def test_cut_writes_the_checkpoint_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--model", str(tiny_checkpoint), "--layers", "4,1", "--out", str(out))
+    result = invoke("cut", *options, settings=("output.dtype=float32",))
+    assert result.exit_code == 0, result.output
+    assert "removed 1, 4; 4 of 6 layers stay" in result.stdout
+    manifest = read_manifest(out)
+    assert (manifest.removed_layers, manifest.spec.method.name) == ((1, 4), "cut")
+    assert manifest.layer_map == {0: 0, 2: 1, 3: 2, 5: 3}
+    assert manifest.source.parameters == sum(
+        tensor.numel() for tensor in load_file(tensors_of(tiny_checkpoint)).values()
+    )
+    verify(out)
+    assert {tensor.dtype for tensor in load_file(tensors_of(out)).values()} == {torch.float32}
+    card = (out / "README.md").read_text()
+    assert "- All weights that stay are those of the source, as float32." in card
+    assert "Calibration text" not in card
+    again = invoke("cut", *options)
+    assert (again.exit_code, again.stderr.startswith("error [output_exists]")) == (2, True)
+
+
+def tensors_of(folder: Path) -> Path:
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("1,99", "error [layers_out_of_range]: Layer 99 does not exist"),
+        ("1,1", "error [duplicate_layers]"),
+        ("0,1,2,3,4,5", "error [no_layer_left]"),
+        ("1,x", "no list of layer numbers"),
+    ],
+)
+def test_a_cut_that_cannot_be_made(tiny_checkpoint: Path, tmp_path: Path, layers: str, expected: str) -> None:
+    result = invoke("cut", "--model", str(tiny_checkpoint), "--layers", layers, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert expected in " ".join(result.stderr.replace("│", "").split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plan_shows_every_layer_and_writes_nothing(
@@ -113,6 +157,8 @@ def test_an_error_is_one_line_with_its_code(texts: dict[str, str], tmp_path: Pat
         (("--max-bytes", "1000000000"), "error [target_already_met]"),
         (("--min-speedup", "1"), "target.min_speedup"),
         (("--layers", "1,99"), "error [layers_out_of_range]"),
+        (("--ratio", "0.5", "--method", "cut"), "error [layers_not_named]"),
+        (("--layers", "1", "--method", "cut", "--set", "tokens=1"), "method.tokens"),
         (("--layers", "1,x"), "no list of layer numbers"),
         (("--ratio", "0.5", "--method", "elderr"), "Did you mean 'elder'?"),
         (("--ratio", "0.5", "--set", "gate_steps"), "give KEY=VALUE"),

@@ -16,6 +16,7 @@ from elder_core.errors import (
     Cancelled,
     DeviceUnavailable,
     ElderError,
+    LayersNotNamed,
     LayersOutOfRange,
     ModelNotFound,
     NoLayerLeft,
@@ -28,7 +29,7 @@ from elder_core.errors import (
     TextTooShort,
 )
 from elder_core.inspection import Sources
-from elder_core.parameters import ElderParameters, ShortGptParameters
+from elder_core.parameters import CutParameters, ElderParameters, ShortGptParameters
 from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage, Target
 
 SOURCES = Sources(allow_paths=True)
@@ -134,6 +135,46 @@ def test_a_cancelled_run_ends_at_the_next_step(spec: JobSpec, tmp_path: Path, st
         run(spec, tmp_path, progress=lambda point: seen.append(point.stage), cancelled=lambda: stage in seen)
     assert seen.count(stage) == 1
     assert not (tmp_path / "report").exists()
+
+
+def test_a_cut_is_made_without_loading_and_then_measured(
+    spec: JobSpec, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elder_core.execution.load", lambda _: pytest.fail("the model was loaded to be cut"))
+    seen: list[Stage] = []
+    wanted = spec.model_copy(update={"method": CutParameters(), "layers_to_remove": None, "layers": (4, 1)})
+    report = run(wanted, tmp_path, progress=lambda point: seen.append(point.stage))
+    assert report.removed_layers == (1, 4)
+    assert report.model.parameters == report.evaluation.before.parameters
+    assert (report.evaluation.before.layers, report.evaluation.after.layers) == (6, 4)
+    assert list(dict.fromkeys(seen)) == [Stage.RESOLVING, Stage.CALIBRATING, Stage.EXPORTING, Stage.EVALUATING]
+    named = spec.model_copy(update={"method": ShortGptParameters(), "layers_to_remove": None, "layers": (4, 1)})
+    monkeypatch.undo()
+    run(named, tmp_path / "other")
+    cut, loaded = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in (".", "other"))
+    assert cut == loaded
+
+
+def test_a_cut_needs_layers_by_name(spec: JobSpec, tmp_path: Path) -> None:
+    wanted = spec.model_copy(update={"method": CutParameters()})
+    for call in (
+        lambda: run(wanted, tmp_path / "out"),
+        lambda: pipeline.plan(wanted, sources=SOURCES, device="cpu"),
+        lambda: pipeline.cut(wanted, model_dir=tmp_path / "out", sources=SOURCES),
+        lambda: pipeline.sweep(
+            wanted.model_copy(update={"layers_to_remove": None}), out=tmp_path / "out", counts=(1,), sources=SOURCES
+        ),
+    ):
+        with pytest.raises(LayersNotNamed, match=r"name them in layers, such as \[3, 7\], instead of layers_to_remove"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_of_a_cut_says_what_it_costs(spec: JobSpec) -> None:
+    wanted = spec.model_copy(update={"method": CutParameters(), "layers_to_remove": None, "layers": (4, 1)})
+    found = pipeline.plan(wanted, sources=SOURCES, device="cpu")
+    assert [layer.index for layer in found.layers if layer.removed] == [1, 4]
+    assert found.expected.perplexity_after is not None
 
 
 def test_named_layers_skip_selection(spec: JobSpec, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from elder_core.architectures import table
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft, UnsupportedArchitecture
-from elder_core.surgery import bypassed, decoder_layers, layer_map, remove_layers
+from elder_core.surgery import bypassed, decoder_layers, layer_map, remove_layers, shortened
 
 FAMILIES = sorted(table.ARCHITECTURES)
 REMOVALS = [(0, 2, 4), (1, 3, 5), (0, 5), (1, 2, 4)]
@@ -181,6 +181,17 @@ def test_attention_scaled_by_layer_index_is_refused(make_tiny):
     model = make_tiny("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(UnsupportedArchitecture, match="scale_attn_by_inverse_layer_idx"):
         remove_layers(model, (1,))
+
+
+def test_only_the_fields_that_speak_of_layers_change():
+    row = table.Architecture(
+        "x", "X", "model.layers", count="depth", per_layer=("types", "absent"), thresholds=("first",)
+    )
+    settings = {"depth": 5, "types": ["a", "b", "c", "d", "e"], "absent": None, "first": 3, "hidden_size": 5}
+    mapping = {0: 0, 2: 1, 4: 2}
+    assert shortened(settings, row, mapping) == {"depth": 3, "types": ["a", "c", "e"], "first": 2}
+    assert settings["types"] == ["a", "b", "c", "d", "e"]
+    assert shortened({"depth": 5}, row, mapping) == {"depth": 3}
 
 
 @given(st.integers(1, 40), st.data())

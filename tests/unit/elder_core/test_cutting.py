@@ -1,0 +1,323 @@
+"""Layers cut out of a checkpoint's files: to the byte what loading, removing and saving gives, in little memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from elder_core import checkpoints, cutting, sizes
+from elder_core.architectures.table import ARCHITECTURES
+from elder_core.checkpoints import Provenance, Resolved, resolve
+from elder_core.errors import (
+    Cancelled,
+    DuplicateLayers,
+    InvalidCheckpoint,
+    LayersOutOfRange,
+    NoLayerLeft,
+    NonFiniteWeights,
+    OutputExists,
+    UnsupportedArchitecture,
+)
+from elder_core.inspection import Sources
+from elder_core.spec import ModelRef, OutputSpec, Precision
+from elder_core.surgery import bypassed, remove_layers
+from elder_core.weight_files import checkpoint_bytes
+from tests.unit.elder_core.conftest import LAYERS, MakeTiny
+from tests.unit.elder_core.test_checkpoints import provenance_of
+
+REMOVED = (1, 4)
+PROMPT = torch.arange(24)[None] * 7 % 257
+INDEX = "model.safetensors.index.json"
+
+
+def source_of(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, shard_bytes: int = 10**9
+) -> Resolved:
+    model.save_pretrained(folder, max_shard_size=shard_bytes)
+    tokenizer.save_pretrained(folder)
+    return resolved(folder)
+
+
+def resolved(folder: Path) -> Resolved:
+    return resolve(ModelRef(id=str(folder)), Sources(allow_paths=True))
+
+
+def provenance() -> Provenance:
+    return provenance_of(REMOVED)
+
+
+def cut(source: Resolved, out: Path, removed: tuple[int, ...] = REMOVED, **output: Any) -> Path:
+    cutting.cut(source, removed, out, provenance=provenance(), output=OutputSpec.model_construct(**output))
+    return out
+
+
+def loaded_and_saved(source: Resolved, out: Path, **output: Any) -> Path:
+    """What the other way gives: load the model, remove the layers, save it."""
+    loaded = checkpoints.load(source, torch.device("cpu"))
+    remove_layers(loaded.model, REMOVED)
+    wanted = OutputSpec.model_construct(**output)
+    checkpoints.save(
+        loaded.model,
+        out,
+        source=source.path,
+        provenance=provenance(),
+        dtype=wanted.dtype,
+        max_shard_bytes=wanted.max_shard_bytes,
+    )
+    return out
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def raw(folder: Path) -> dict[str, tuple[torch.dtype, torch.Size, bytes]]:
+    """Every tensor, to the byte."""
+    return {
+        name: (tensor.dtype, tensor.shape, tensor.flatten().view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors(folder).items()
+    }
+
+
+def edit_weights(folder: Path, change: Any) -> Resolved:
+    held = load_file(folder / "model.safetensors")
+    change(held)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    return resolved(folder)
+
+
+@pytest.fixture
+def source(tiny_checkpoint: Path, tmp_path: Path) -> Resolved:
+    """A copy that a test may damage."""
+    return resolved(Path(shutil.copytree(tiny_checkpoint, tmp_path / "source")))
+
+
+# The same as the other way ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False, None])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_file_is_that_of_loading_and_saving(
+    make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, model_type: str, tied: bool | None
+) -> None:
+    given = {} if tied is None else {"tie_word_embeddings": tied}
+    model = make_tiny(model_type, **given).to(torch.bfloat16)
+    source = source_of(tmp_path / "source", model, tiny_tokenizer)
+    found = files(cut(source, tmp_path / "cut"))
+    assert found == files(loaded_and_saved(source, tmp_path / "saved"))
+    assert {"config.json", "model.safetensors", "generation_config.json", "chat_template.jinja"} < set(found)
+    checkpoints.verify(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_shards_hold_the_same_tensors(
+    make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, model_type: str, tied: bool
+) -> None:
+    model = make_tiny(model_type, tie_word_embeddings=tied)
+    source = source_of(tmp_path / "source", model, tiny_tokenizer, shard_bytes=30_000)
+    assert len(list(source.path.glob("model-*.safetensors"))) > 3
+    out = cut(source, tmp_path / "cut", max_shard_bytes=40_000)
+    saved = loaded_and_saved(source, tmp_path / "saved", max_shard_bytes=40_000)
+    assert raw(out) == raw(saved)
+    assert (out / "config.json").read_bytes() == (saved / "config.json").read_bytes()
+    mine, theirs = (json.loads((folder / INDEX).read_text()) for folder in (out, saved))
+    assert mine["metadata"] == theirs["metadata"]
+    assert set(mine["weight_map"]) == set(theirs["weight_map"]) == set(raw(out))
+    assert all(name in load_file(out / file) for name, file in mine["weight_map"].items())
+    assert all(file.stat().st_size < 50_000 for file in out.glob("model-*.safetensors"))
+    checkpoints.verify(out)
+    assert cut(source, tmp_path / "single").joinpath("model.safetensors").is_file()
+    assert raw(tmp_path / "single") == raw(out)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_plain_transformers_load_it_and_compute_what_the_bypassed_model_does(
+    make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, model_type: str
+) -> None:
+    model = make_tiny(model_type)
+    source = source_of(tmp_path / "source", model, tiny_tokenizer)
+    out = cut(source, tmp_path / "cut")
+    shorter, loading = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert [key for kind in loading.values() for key in kind] == []
+    with torch.no_grad(), bypassed(model, REMOVED):
+        expected = model(PROMPT).logits
+    with torch.no_grad():
+        torch.testing.assert_close(shorter(PROMPT).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_what_old_checkpoints_hold_is_left_out(
+    make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """As GPT-2's on the hub: without the prefix of the whole model, with its causal masks, no generation config."""
+    source_of(tmp_path / "source", make_tiny("gpt2"), tiny_tokenizer)
+
+    def age(held: dict[str, torch.Tensor]) -> None:
+        for name in list(held):
+            held[name.removeprefix("transformer.")] = held.pop(name)
+        held.update({f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64) for layer in range(LAYERS)})
+        held.update({f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(LAYERS)})
+
+    source = edit_weights(tmp_path / "source", age)
+    (source.path / "generation_config.json").unlink()
+    config = json.loads((source.path / "config.json").read_text())
+    (source.path / "config.json").write_text(json.dumps(config | {"temperature": 0.5, "do_sample": True}))
+    source = resolved(source.path)
+    found = files(cut(source, tmp_path / "cut"))
+    assert found == files(loaded_and_saved(source, tmp_path / "saved"))
+    assert json.loads(found["generation_config.json"])["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("difference", [0, 1])
+def test_a_head_stored_beside_the_embeddings_goes_if_it_is_the_same(
+    source: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: int
+) -> None:
+    """Only the last number differs, far behind what is compared for a size."""
+    monkeypatch.setattr(sizes, "COMPARED_BYTES", 8)
+
+    def add(held: dict[str, torch.Tensor]) -> None:
+        held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+        held["lm_head.weight"][-1, -1] += difference
+
+    source = edit_weights(source.path, add)
+    out = cut(source, tmp_path / "cut")
+    assert ("lm_head.weight" in raw(out)) == bool(difference)
+    assert raw(out) == raw(loaded_and_saved(source, tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("dtype", [Precision.FLOAT32, Precision.FLOAT16, Precision.BFLOAT16])
+def test_another_number_type(source: Resolved, tmp_path: Path, dtype: Precision) -> None:
+    found = files(cut(source, tmp_path / "cut", dtype=dtype))
+    assert found == files(loaded_and_saved(source, tmp_path / "saved", dtype=dtype))
+    assert json.loads(found["config.json"])["dtype"] == dtype.value
+
+
+def test_a_few_tensors_of_another_type_become_as_the_others(source: Resolved, tmp_path: Path) -> None:
+    source = edit_weights(source.path, lambda held: held.update({"model.norm.weight": torch.full((32,), 1 / 3)}))
+    assert raw(cut(source, tmp_path / "cut")) == raw(loaded_and_saved(source, tmp_path / "saved"))
+
+
+# Memory and progress ---------------------------------------------------------------------------------------------
+
+
+def test_memory_is_a_part_of_one_tensor(
+    make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizes, "PART_BYTES", 1 << 16)
+    model = make_tiny("llama", hidden_size=256, intermediate_size=2048, vocab_size=8_000)
+    source = source_of(tmp_path / "source", model, tiny_tokenizer)
+    largest = max(tensor.nbytes for tensor in model.state_dict().values())
+    del model
+    cut(source, tmp_path / "first")  # imports and caches
+    tracemalloc.start()
+    try:
+        cut(source, tmp_path / "cut")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert checkpoint_bytes(tmp_path / "cut") > 3 * largest
+    assert peak < 2_000_000 < largest / 2
+
+
+def test_parts_of_any_size_give_the_same(source: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = files(cut(source, tmp_path / "whole", dtype=Precision.FLOAT32))
+    monkeypatch.setattr(sizes, "PART_BYTES", 24)
+    assert files(cut(source, tmp_path / "parts", dtype=Precision.FLOAT32)) == expected
+
+
+def test_no_model_is_built(source: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def built(*_: object, **__: object) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(PreTrainedModel, "__init__", built)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", built)
+    cut(source, tmp_path / "cut")
+
+
+def test_every_tensor_is_a_step_and_any_may_be_the_last(source: Resolved, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def step(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 5:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        cutting.cut(source, REMOVED, tmp_path / "cut", provenance=provenance(), output=OutputSpec(), step=step)
+    total = len(raw(loaded_and_saved(source, tmp_path / "saved")))
+    assert seen == [(done, total) for done in range(1, 6)]
+    assert not (tmp_path / "cut").exists()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"source", "saved"}
+
+
+# Refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("removed", "error"),
+    [((6,), LayersOutOfRange), ((-1,), LayersOutOfRange), ((2, 2), DuplicateLayers), (tuple(range(6)), NoLayerLeft)],
+)
+def test_layers_that_do_not_fit(
+    source: Resolved, tmp_path: Path, removed: tuple[int, ...], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        cut(source, tmp_path / "cut", removed)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_an_existing_folder_is_not_touched(source: Resolved, tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "mine").touch()
+    with pytest.raises(OutputExists):
+        cut(source, tmp_path / "cut")
+    assert [file.name for file in (tmp_path / "cut").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [Precision.SAME, Precision.FLOAT32])
+def test_weights_that_are_no_numbers(source: Resolved, tmp_path: Path, number: float, dtype: Precision) -> None:
+    name = "model.layers.3.mlp.up_proj.weight"
+    source = edit_weights(source.path, lambda held: held[name][2].fill_(number))
+    with pytest.raises(NonFiniteWeights, match=r"model\.layers\.3\.mlp\.up_proj\.weight holds"):
+        cut(source, tmp_path / "cut", dtype=dtype)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_layers_that_go_are_not_read(source: Resolved, tmp_path: Path) -> None:
+    name = f"model.layers.{REMOVED[0]}.mlp.up_proj.weight"
+    source = edit_weights(source.path, lambda held: held[name].fill_(float("nan")))
+    assert all(tensor.isfinite().all() for tensor in tensors(cut(source, tmp_path / "cut")).values())
+
+
+def test_a_number_too_large_for_the_new_type(source: Resolved, tmp_path: Path) -> None:
+    source = edit_weights(source.path, lambda held: held["model.norm.weight"].fill_(1e6))
+    with pytest.raises(InvalidCheckpoint, match=r"model\.norm\.weight.*choose bfloat16") as caught:
+        cut(source, tmp_path / "cut", dtype=Precision.FLOAT16)
+    assert caught.value.loc == ("output", "dtype")
+
+
+def test_a_setting_that_forbids_it(source: Resolved, tmp_path: Path) -> None:
+    path = source.path / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"add_cross_attention": True}))
+    with pytest.raises(UnsupportedArchitecture, match="add_cross_attention"):
+        cut(source, tmp_path / "cut")
+
+
+def test_a_config_that_transformers_refuses(source: Resolved, tmp_path: Path) -> None:
+    path = source.path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": 5}))
+    with pytest.raises(InvalidCheckpoint, match="The config cannot be used"):
+        cut(source, tmp_path / "cut")
