@@ -74,6 +74,7 @@ from elder_core.surgery import decoder_layers, remove_layers
 RESULTS = Path(__file__).parent / "results"
 RESERVE = Path(__file__).parents[1] / "examples" / "models" / "manuals-texts" / "reserve.jsonl"
 WINDOWS = 192
+SCORED = 32  # sequences: more would change no set, and cost these methods much of their budget
 PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 
 # What does not matter for which layers are chosen.
@@ -130,8 +131,8 @@ def _recipes() -> tuple[Recipe, ...]:
     choosers: dict[str, MethodParameters] = {
         "random": RandomParameters(),
         "last": LastParameters(),
-        "shortgpt": ShortGptParameters(),
-        "uidl": UidlParameters(),
+        "shortgpt": ShortGptParameters(scoring_samples=SCORED),
+        "uidl": UidlParameters(scoring_samples=SCORED),
         "sleb": SlebParameters(),
         "shortened-llama by perplexity": ShortenedLlamaParameters(),
         "shortened-llama by taylor": ShortenedLlamaParameters(criterion=Criterion.TAYLOR),
