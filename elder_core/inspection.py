@@ -89,12 +89,13 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class ConfigFacts:
-    """What a config says, checked, before any weights are there."""
+    """What a config says, checked, before any weights are there. `appended`: see table.APPENDED."""
 
     row: table.Architecture
     layers: int
     hidden_size: int
     max_positions: int | None
+    appended: int
 
 
 def is_hub_id(model_id: str) -> bool:
@@ -157,6 +158,7 @@ def inspect_config(settings: dict[str, object]) -> ConfigFacts:
         layers=layers,
         hidden_size=_whole_number(settings, row.hidden, 2**31),
         max_positions=None if row.positions is None else _whole_number(settings, row.positions, 2**31),
+        appended=_whole_number(settings, table.APPENDED, MAX_LAYERS) if settings.get(table.APPENDED) else 0,
     )
 
 
@@ -328,7 +330,8 @@ def _check_layers(facts: ConfigFacts, weights: WeightSummary) -> None:
     stack = facts.row.stack.rpartition(".")[2]
     numbered = re.compile(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.")
     held = {int(match[1]) for name in weights.tensors if (match := numbered.search(name))}
-    if held != set(range(len(held))) or len(held) != facts.layers:
+    counts = {facts.layers, facts.layers + facts.appended}
+    if held != set(range(len(held))) or len(held) not in counts:
         raise InvalidCheckpoint(
             f"The config has {facts.layers} layers ({facts.row.count}), but the weights are of {len(held)}; "
             "the two do not belong together.",

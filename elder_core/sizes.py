@@ -21,8 +21,6 @@ TYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 # Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
 RECOMPUTED = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
-TIED_UNLESS_SAID = frozenset({"gpt2", "opt"})
-HEADS = {"gpt_neox": "embed_out.weight"}  # elsewhere lm_head.weight
 COMPARED_BYTES = 1 << 20
 
 METADATA = {"format": "pt"}
@@ -68,10 +66,13 @@ def saved_sizes(info: CheckpointInfo, output: OutputSpec) -> SavedSizes:
     layers: list[dict[str, StoredTensor]] = [{} for _ in range(info.layers)]
     rest: dict[str, StoredTensor] = {}
     for name, tensor in _saved_tensors(info, row).items():
-        if found := numbered.match(name):
+        found = numbered.match(name)
+        if found and int(found[2]) >= info.layers:
+            continue  # see table.APPENDED
+        if found:
             layers[int(found[2])][f"{row.stack}.{{}}.{found[3]}"] = _as_type(tensor, TYPES[stored])
         else:
-            rest[_full_name(name, row, info.model_type)] = _as_type(tensor, TYPES[stored])
+            rest[_full_name(name, row)] = _as_type(tensor, TYPES[stored])
     return SavedSizes(tuple(layers), rest, output.max_shard_bytes)
 
 
@@ -121,9 +122,9 @@ def _saved_tensors(info: CheckpointInfo, row: table.Architecture) -> dict[str, S
     files = weight_files(info.path)
     tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
     kept = {name: tensor for name, tensor in tensors.items() if not any(one.search(name) for one in dropped)}
-    head = HEADS.get(info.model_type, "lm_head.weight")
+    head = row.head
     settings = read_json_object(info.path / CONFIG_FILE)
-    if head in kept and settings.get("tie_word_embeddings", info.model_type in TIED_UNLESS_SAID):
+    if head in kept and settings.get("tie_word_embeddings", row.tied):
         twin = next((name for name, tensor in kept.items() if name != head and tensor == kept[head]), None)
         if twin is not None and _beginning(files, head) == _beginning(files, twin):
             del kept[head]
@@ -143,10 +144,11 @@ def _beginning(files: list[Path], name: str) -> bytes:
     return b""
 
 
-def _full_name(name: str, row: table.Architecture, model_type: str) -> str:
+def _full_name(name: str, row: table.Architecture) -> str:
     """As transformers saves it: the base model's own checkpoints leave out the name that it has in the whole."""
     base = row.stack.partition(".")[0] + "."
-    return name if name.startswith(base) or name == HEADS.get(model_type, "lm_head.weight") else base + name
+    head = row.head.rpartition(".")[0] + "."
+    return name if name.startswith((base, head)) else base + name
 
 
 def _as_type(tensor: StoredTensor, dtype: str) -> StoredTensor:

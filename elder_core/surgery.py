@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from operator import attrgetter
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from elder_core.architectures import table
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft
+
+INDEX_NAMES = ("layer_idx", "layer_id")
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -54,32 +57,22 @@ def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int,
     table.check_settings(row, model.config.to_dict())
     stack = decoder_layers(model)
     mapping = layer_map(len(stack), removed)
+    changes = table.changes(row, model.config.to_dict(), list(mapping))
     for layer in sorted(removed, reverse=True):
         del stack[layer]
     _renumber(stack)
-    _shorten_config(model.config, row, mapping)
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    model.config.validate()
     return mapping
 
 
 def _renumber(stack: nn.ModuleList) -> None:
     """Give every module its layer's new index; the cache is addressed by it."""
     for index, layer in enumerate(stack):
-        for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = index  # type: ignore[assignment]  # torch types it as Tensor | Module
-
-
-def _shorten_config(config: PreTrainedConfig, row: table.Architecture, mapping: dict[int, int]) -> None:
-    for name in row.per_layer:
-        entries = getattr(config, name, None)
-        if entries is not None:
-            setattr(config, name, [entries[old] for old in mapping])
-    for name in row.thresholds:
-        first = getattr(config, name, None)
-        if first is not None:
-            setattr(config, name, sum(old < first for old in mapping))
-    setattr(config, row.count, len(mapping))
-    config.validate()
+        for module, name in product(layer.modules(), INDEX_NAMES):
+            if isinstance(getattr(module, name, None), int):
+                setattr(module, name, index)
 
 
 @contextmanager
@@ -98,16 +91,17 @@ def bypassed(model: PreTrainedModel, layers: Collection[int]) -> Iterator[None]:
     for index in layers:
         if not 0 <= index < len(stack):
             raise LayersOutOfRange(f"Layer {index} does not exist: the model has layers 0 to {len(stack) - 1}.")
+    identity = _identity(table.find(model.config.model_type).returns)
     with _without_cache(model), ExitStack() as replaced:
         for index in set(layers):
-            replaced.enter_context(_replaced_forward(stack[index]))
+            replaced.enter_context(_replaced_forward(stack[index], identity))
         yield
 
 
 @contextmanager
-def _replaced_forward(layer: nn.Module) -> Iterator[None]:
+def _replaced_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     before = layer.__dict__.get("forward")  # another replacement, where contexts are nested
-    layer.__dict__["forward"] = _identity
+    layer.__dict__["forward"] = forward
     try:
         yield
     finally:
@@ -116,17 +110,22 @@ def _replaced_forward(layer: nn.Module) -> Iterator[None]:
             layer.__dict__["forward"] = before
 
 
-def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Stands for a layer's forward: `[batch, seq, hidden]` in and out."""
-    assert not any(isinstance(argument, Cache) for argument in (*args, *kwargs.values())), (
-        "no key-value cache while layers are bypassed"
-    )
-    return hidden_states
+def _identity(returns: int | None) -> Callable[..., Any]:
+    """Stands for a layer's forward: `[batch, seq, hidden]` in and out, in a tuple of `returns` unless that is None."""
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert not any(isinstance(argument, Cache) for argument in (*args, *kwargs.values())), (
+            "no key-value cache while layers are bypassed"
+        )
+        return hidden_states if returns is None else (hidden_states, *[None] * (returns - 1))
+
+    return forward
 
 
 @contextmanager
 def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    settings = [model.config, model.generation_config]
+    both = (model.config, model.generation_config)
+    settings = [setting for setting in both if hasattr(setting, "use_cache")]
     before = [setting.use_cache for setting in settings]
     try:
         for setting in settings:
