@@ -66,13 +66,14 @@ def saved_sizes(info: CheckpointInfo, output: OutputSpec) -> SavedSizes:
     layers: list[dict[str, StoredTensor]] = [{} for _ in range(info.layers)]
     rest: dict[str, StoredTensor] = {}
     for name, tensor in _saved_tensors(info, row).items():
+        wanted = "F32" if row.keeps_float32(name) else TYPES[stored]
         found = numbered.match(name)
         if found and int(found[2]) >= info.layers:
             continue  # see table.APPENDED
         if found:
-            layers[int(found[2])][f"{row.stack}.{{}}.{found[3]}"] = _as_type(tensor, TYPES[stored])
+            layers[int(found[2])][f"{row.stack}.{{}}.{found[3]}"] = _as_type(tensor, wanted)
         else:
-            rest[_full_name(name, row)] = _as_type(tensor, TYPES[stored])
+            rest[_full_name(name, row)] = _as_type(tensor, wanted)
     return SavedSizes(tuple(layers), rest, output.max_shard_bytes)
 
 

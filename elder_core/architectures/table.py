@@ -7,8 +7,10 @@ in `REFUSED`, each with the reason.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from elder_core.architectures.rules import (
     AtLeastOne,
@@ -62,7 +64,8 @@ class Architecture:
     final norm.
     `returns` is how many things a layer returns, the hidden state first; None: the hidden state alone, in no tuple.
     `head` is the output embedding's tensor in a checkpoint, and `tied` whether it is the input embedding's where the
-    config does not say.
+    config does not say. `float32` are the names of tensors, or of modules around them, that are stored in float32
+    whatever the others are stored in.
     `refusals` are settings under which removing a layer would change the layers that stay. `obsolete` are patterns of
     tensors that old checkpoints hold and that mean nothing any more.
     """
@@ -84,6 +87,11 @@ class Architecture:
     returns: int | None = None
     head: str = "lm_head.weight"
     tied: bool = False
+    float32: tuple[str, ...] = ()
+
+    def keeps_float32(self, name: str) -> bool:
+        """Whether the tensor `name` is stored in float32 whatever the others are stored in."""
+        return any(re.search(rf"(^|\.){kept}($|\.)", name) for kept in self.float32)
 
 
 # how many layers, for predicting several tokens at once, a checkpoint keeps after the others; they are not loaded
@@ -144,7 +152,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("arcee", "ArceeForCausalLM", "model.layers"),
         Architecture("aria_text", "AriaTextForCausalLM", "model.layers", writers=()),
         Architecture(
-            "axk1", "AXK1ForCausalLM", "model.layers", per_layer=("layer_types", "mlp_layer_types"), writers=()
+            "axk1",
+            "AXK1ForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture(
             "bailing_hybrid",
@@ -156,6 +169,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             unread=("layer_group_size",),
             writers=(),
+            float32=("e_score_correction_bias", "conv1d", "dt_bias", "A_log"),
         ),
         Architecture(
             "bamba",
@@ -211,7 +225,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             "deepseek_v2", "DeepseekV2ForCausalLM", "model.layers", thresholds=("first_k_dense_replace",), writers=()
         ),
         Architecture(
-            "deepseek_v3", "DeepseekV3ForCausalLM", "model.layers", thresholds=("first_k_dense_replace",), writers=()
+            "deepseek_v3",
+            "DeepseekV3ForCausalLM",
+            "model.layers",
+            thresholds=("first_k_dense_replace",),
+            writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture(
             "deepseek_v32",
@@ -220,6 +239,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             per_layer=("layer_types", "mlp_layer_types"),
             thresholds=("first_k_dense_replace",),
             writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture("doge", "DogeForCausalLM", "model.layers", writers=()),
         Architecture(
@@ -228,6 +248,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             thresholds=("first_k_dense_replace", "max_window_layers"),
             writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture("ernie4_5", "Ernie4_5ForCausalLM", "model.layers", tied=True),
         Architecture(
@@ -236,6 +257,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             rules=(Interval("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "experts"),),
             writers=(),
+            float32=("gate.weight", "moe_statics"),
             tied=True,
         ),
         Architecture("exaone4", "Exaone4ForCausalLM", "model.layers", unread=("sliding_window_pattern",), writers=()),
@@ -247,6 +269,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             thresholds=("first_k_dense_replace",),
             unread=("sliding_window_pattern",),
             writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture(
             "falcon",
@@ -268,6 +291,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             rules=(Step("decoder_sparse_step", "mlp_only_layers"),),
             writers=(),
+            float32=("gate.weight", "sinks"),
         ),
         Architecture("gemma", "GemmaForCausalLM", "model.layers", tied=True),
         Architecture("gemma2", "Gemma2ForCausalLM", "model.layers", writers=(), tied=True),
@@ -282,7 +306,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("glm", "GlmForCausalLM", "model.layers"),
         Architecture("glm4", "Glm4ForCausalLM", "model.layers", writers=()),
         Architecture(
-            "glm4_moe", "Glm4MoeForCausalLM", "model.layers", thresholds=("first_k_dense_replace",), writers=()
+            "glm4_moe",
+            "Glm4MoeForCausalLM",
+            "model.layers",
+            thresholds=("first_k_dense_replace",),
+            writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture(
             "glm4_moe_lite",
@@ -290,6 +319,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             per_layer=("layer_types", "mlp_layer_types"),
             writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture(
             "gpt_bigcode",
@@ -352,7 +382,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", "model.layers", writers=()),
         Architecture("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", "model.layers", writers=()),
         Architecture(
-            "hy_v3", "HYV3ForCausalLM", "model.layers", per_layer=("layer_types", "mlp_layer_types"), writers=()
+            "hy_v3",
+            "HYV3ForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture("hyperclovax", "HyperCLOVAXForCausalLM", "model.layers", writers=()),
         Architecture("internlm3", "LlamaForCausalLM", "model.layers"),
@@ -378,7 +413,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             writers=(),
         ),
-        Architecture("kolibri1", "Kolibri1ForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "kolibri1", "Kolibri1ForCausalLM", "model.layers", writers=(), float32=("e_score_correction_bias",)
+        ),
         Architecture(
             "laguna",
             "LagunaForCausalLM",
@@ -431,6 +468,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             per_layer=("layer_types", "mlp_layer_types"),
             writers=(),
+            float32=("e_score_correction_bias",),
         ),
         Architecture(
             "minicpm3",
@@ -535,7 +573,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             unread=("no_rope_layer_interval",),
             tied=True,
         ),
-        Architecture("solar_open", "SolarOpenForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "solar_open", "SolarOpenForCausalLM", "model.layers", writers=(), float32=("e_score_correction_bias",)
+        ),
         Architecture("stablelm", "StableLmForCausalLM", "model.layers"),
         Architecture(
             "starcoder2", "Starcoder2ForCausalLM", "model.layers", writers=("self_attn.o_proj", "mlp.c_proj"), tied=True
@@ -674,19 +714,20 @@ def find(model_type: str) -> Architecture:
     """The row of `model_type`, as a config's field of that name gives it.
 
     Raises:
-        UnsupportedArchitecture: there is none; the message says why, or names those that there are.
+        UnsupportedArchitecture: there is none; the message says why, or names the nearest.
     """
     if model_type in REFUSED:
         raise UnsupportedArchitecture(
             f"Models of the architecture {model_type!r} cannot be pruned: {REFUSED[model_type]}.", loc=("model", "id")
         )
-    try:
+    if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
-    except KeyError:
-        raise UnsupportedArchitecture(
-            f"The architecture {model_type!r} is not supported. Supported: {', '.join(sorted(ARCHITECTURES))}.",
-            loc=("model", "id"),
-        ) from None
+    near = get_close_matches(model_type, ARCHITECTURES, n=3)
+    raise UnsupportedArchitecture(
+        f"The architecture {model_type!r} is not supported; docs/architectures.md lists the {len(ARCHITECTURES)} that "
+        f"are.{' Nearest: ' * bool(near)}{', '.join(near)}{'.' * bool(near)}",
+        loc=("model", "id"),
+    )
 
 
 def check_settings(row: Architecture, settings: dict[str, object]) -> None:

@@ -21,7 +21,7 @@ from elder_core.weight_files import checkpoint_bytes
 from tests.unit.elder_core.conftest import LAYERS, MakeTiny
 from tests.unit.elder_core.families import REPRESENTATIVE
 
-REMOVED = (1, 4)
+REMOVED = (0, 1)
 TIES = [(model_type, tied) for model_type in REPRESENTATIVE for tied in (True, False, None)]
 
 
