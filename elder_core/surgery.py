@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from elder_core.architectures import table
+from elder_core.architectures.rules import Changes
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft
 
 INDEX_NAMES = ("layer_idx", "layer_id")
@@ -43,6 +44,17 @@ def layer_map(num_layers: int, removed: Collection[int]) -> dict[int, int]:
     return {old: new for new, old in enumerate(kept)}
 
 
+def removal_changes(model: PreTrainedModel, removed: Collection[int]) -> Changes:
+    """The settings of the config that change when layers are removed, and nothing changed yet.
+
+    Raises:
+        UnsupportedArchitecture, LayersOutOfRange, DuplicateLayers, NoLayerLeft: see remove_layers.
+    """
+    row, settings = table.find(model.config.model_type), model.config.to_dict()
+    table.check_settings(row, settings)
+    return table.changes(row, settings, list(layer_map(len(decoder_layers(model)), removed)))
+
+
 def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int, int]:
     """Remove layers from `model` in place; return the map from indices before to indices after.
 
@@ -50,14 +62,13 @@ def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int,
     the model is as it was.
 
     Raises:
-        UnsupportedArchitecture: the architecture, or a setting of its config, does not allow it.
+        UnsupportedArchitecture: the architecture, or a setting of its config, does not allow it, or the config has
+            no words for what would remain.
         LayersOutOfRange, DuplicateLayers, NoLayerLeft: `removed` does not fit the model.
     """
-    row = table.find(model.config.model_type)
-    table.check_settings(row, model.config.to_dict())
+    changes = removal_changes(model, removed)
     stack = decoder_layers(model)
     mapping = layer_map(len(stack), removed)
-    changes = table.changes(row, model.config.to_dict(), list(mapping))
     for layer in sorted(removed, reverse=True):
         del stack[layer]
     _renumber(stack)

@@ -180,7 +180,7 @@ class Period:
         wanted = _new_indices(range(offset, count, period), kept)
         if self.needed and not wanted:
             raise Inexpressible(f"no layer with {self.what} would stay, and {self.needed}")
-        for found in sorted({period, *range(1, len(kept) + 1)}, key=lambda one: one != period):
+        for found in sorted({period, *range(1, len(kept) + 2)}, key=lambda one: one != period):
             for start in range(found):
                 if list(range(start, len(kept), found)) == wanted:
                     return {self.period: found, self.offset: start}

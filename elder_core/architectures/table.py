@@ -755,7 +755,7 @@ def changes(row: Architecture, settings: Settings, kept: Sequence[int]) -> Chang
     found: Changes = {row.count: len(kept)}
     if settings.get(APPENDED):
         found[APPENDED] = 0
-    rules = (*map(PerLayer, row.per_layer), *map(Threshold, row.thresholds), *row.rules)
+    rules: tuple[Rule, ...] = (*map(PerLayer, row.per_layer), *map(Threshold, row.thresholds), *row.rules)
     for rule in rules:
         try:
             found |= rule.after(settings, kept, count)

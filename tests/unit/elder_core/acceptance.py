@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,3 +251,74 @@ def provenance_of(
         ),
         **changes,
     )
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
+INTRODUCTION = """# Architectures
+
+Written by `make test-architectures`, which removes layers from a tiny model of every supported family, built from its
+own config class, and loads the result in a fresh process. Each line holds for every set of layers that it names:
+
+- reload: the logits are those of the whole model with these layers bypassed;
+- cache: generation with the cache is that without, past the sliding window too;
+- config: it validates, every tensor is there and none too many, tied embeddings are still tied, and the size is what
+  the plan foretold.
+
+Sets that the config has no words for are refused, before any training: such as those that leave no layer with
+attention, or a pattern that Jamba's two numbers cannot say. Methods that change weights to make up for layers
+(ReplaceMe, Prune&Comp) need layers that add the outputs of two matrices to the hidden state: *compensation*.
+"""
+
+
+def page() -> str:
+    """docs/architectures.md, for the case that every family passes."""
+    rows = []
+    for family, row in sorted(table.ARCHITECTURES.items()):
+        allowed, refused = (" ".join("".join(map(str, layers)) for layers in sets) for sets in sets_of(family))
+        compensation = "yes" if row.writers else "no"
+        rows.append(f"| `{family}` | {allowed} | {refused} | equal | equal | valid | {compensation} |")
+    reasons = [f"| `{family}` | {reason} |" for family, reason in sorted(table.REFUSED.items())]
+    return "\n".join(
+        [
+            INTRODUCTION,
+            f"## Supported: {len(rows)}\n",
+            "| family | removed, of layers 0 to 5 | refused | reload | cache | config | compensation |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            f"\n## Refused by name: {len(reasons)}\n",
+            "| family | why |",
+            "|---|---|",
+            *reasons,
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    """Try every family without every set of layers, print a line for each, and write the page if all is well."""
+    from tests.unit.elder_core.conftest import build_tokenizer  # which imports pytest
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    sets = {family: sets_of(family) for family in sorted(table.ARCHITECTURES)}
+    with tempfile.TemporaryDirectory() as folder:
+        results = run({family: allowed for family, (allowed, _) in sets.items()}, Path(folder), build_tokenizer())
+    print(f"{'family':<20} {'removed':<8} {'reload':<8} {'cache':<8} config")
+    for result in results:
+        problems = dict(result.problems)
+        reload, cache = ("differs" if name in problems else "equal" for name in ("reload", "cache"))
+        config = "; ".join(f"{name}: {problem}" for name, problem in problems.items()) or "valid"
+        print(f"{result.family:<20} {''.join(map(str, result.removed)):<8} {reload:<8} {cache:<8} {config}")
+    for family, (_, refused) in sets.items():
+        for removed in refused:
+            print(f"{family:<20} {''.join(map(str, removed)):<8} refused: the config has no words for the rest")
+    for family, reason in sorted(table.REFUSED.items()):
+        print(f"{family:<20} refused by name: {reason}")
+    failed = any(result.problems for result in results)
+    if not failed:
+        PAGE.write_text(page(), "utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

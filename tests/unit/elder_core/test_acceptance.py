@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from elder_core.architectures.table import ARCHITECTURES
-from tests.unit.elder_core.acceptance import Result, run, sets_of
+from tests.unit.elder_core.acceptance import PAGE, Result, page, run, sets_of
 from tests.unit.elder_core.families import LAYERS
 
 SETS_A_FAMILY = 2  # make test-architectures tries all
@@ -24,3 +24,7 @@ def test_every_architecture_is_whole_without_some_layers(family: str, results: l
     assert len(of_family) == SETS_A_FAMILY
     assert {layer for result in of_family for layer in result.removed} >= {0, LAYERS - 1}
     assert {result.removed: dict(result.problems) for result in of_family if result.problems} == {}
+
+
+def test_the_page_of_architectures_is_current() -> None:
+    assert PAGE.read_text("utf-8") == page(), "run: make test-architectures"
