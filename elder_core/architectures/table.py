@@ -232,15 +232,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             writers=(),
             float32=("e_score_correction_bias",),
         ),
-        Architecture(
-            "deepseek_v32",
-            "DeepseekV32ForCausalLM",
-            "model.layers",
-            per_layer=("layer_types", "mlp_layer_types"),
-            thresholds=("first_k_dense_replace",),
-            writers=(),
-            float32=("e_score_correction_bias",),
-        ),
         Architecture("doge", "DogeForCausalLM", "model.layers", writers=()),
         Architecture(
             "dots1",
@@ -694,6 +685,7 @@ REFUSED: dict[str, str] = {
     "beam": "each of its layers reads what chosen earlier layers added, found by their number",
     "blt": "it has three stacks of layers, for bytes and for patches of bytes",
     "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
+    "deepseek_v32": "generating with the cache has not been shown to equal generating without, where tokens are chosen",
     "diffllama": "each layer's attention is weighted by a number computed from its index",
     "gpt_neox_japanese": "only its last layer has a bias after attention, so that no other layer can become the last",
     "hrm_text": "it runs its layers several times over, in two stacks",

@@ -62,7 +62,6 @@ TINY: dict[str, dict[str, Any]] = {
     "cohere2_moe": {"mlp_layer_types": DENSE_FIRST},
     "deepseek_v2": {**LATENT, "first_k_dense_replace": 2},
     "deepseek_v3": {**LATENT, "first_k_dense_replace": 2},
-    "deepseek_v32": {**LATENT, "first_k_dense_replace": 2},
     "dots1": {"first_k_dense_replace": 2, "max_window_layers": 3},
     "ernie4_5_moe": {"moe_layer_start_index": 1, "moe_layer_end_index": 4},
     "exaone_moe": {"first_k_dense_replace": 2, "sliding_window_pattern": 3},
