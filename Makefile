@@ -1,6 +1,6 @@
 # Every target sets up what it needs; a second run sets nothing up again.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-images check format clean packages
+.PHONY: help setup demo serve test test-images test-architectures check format clean packages
 
 BIN := .venv/bin
 # More arguments for the program behind a target: make test ARGS="-k surgery"
@@ -27,6 +27,9 @@ test: setup ## Run every test: unit, integration on PostgreSQL and Redis, browse
 
 test-images: packages ## Install the worker image's packages as its Dockerfile does (long; needs disk for torch)
 	@$(BIN)/python -m pytest -m images $(ARGS)
+
+test-architectures: packages ## Remove layers from a tiny model of every architecture, show what holds, write docs/architectures.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.unit.elder_core.acceptance
 
 check: packages ## Check format, lint, types, import rules, templates, Dockerfile and compose file
 	@echo format; $(BIN)/ruff format --check --quiet --diff .

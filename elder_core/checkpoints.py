@@ -270,13 +270,15 @@ def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, max_sh
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The model's tensors on the CPU, floats as `dtype`; tensors that share memory still do."""
+    """The model's tensors on the CPU, floats as `dtype` unless float32 is a must; what shares memory still does."""
+    row = table.find(model.config.model_type)
     shared: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
     found = {}
     for name, tensor in model.state_dict().items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if key not in shared:
-            shared[key] = tensor.to("cpu", dtype if tensor.is_floating_point() else None)
+            wanted = torch.float32 if row.keeps_float32(name) else dtype
+            shared[key] = tensor.to("cpu", wanted if tensor.is_floating_point() else None)
             check_range(name, shared[key])
         found[name] = shared[key]
     return found

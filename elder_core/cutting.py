@@ -16,9 +16,9 @@ from elder_core import checkpoints
 from elder_core.architectures import table
 from elder_core.checkpoints import GENERATION_FILE, Provenance, Resolved
 from elder_core.inspection import CONFIG_FILE
-from elder_core.sizes import Held, as_type, held_tensors, saved_type
+from elder_core.sizes import Held, as_saved, held_tensors, saved_type
 from elder_core.spec import OutputSpec
-from elder_core.surgery import layer_map, shorten_config
+from elder_core.surgery import apply_changes, layer_map
 from elder_core.weight_files import (
     FLOAT_TYPES,
     INDEX_FILE,
@@ -78,8 +78,9 @@ def _write_configs(source: Resolved, mapping: Mapping[int, int], dtype: str, fol
     row = table.find(source.info.model_type)
     with checkpoints.as_invalid_checkpoint("The config cannot be used"):
         config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-        table.check_settings(row, config.to_dict())
-        shorten_config(config, row, mapping)
+        settings = config.to_dict()
+        table.check_settings(row, settings)
+        apply_changes(config, table.changes(row, settings, list(mapping)))
         config.architectures, config.dtype = [row.model_class], dtype
         config.save_pretrained(folder)
         if not (source.path / GENERATION_FILE).is_file():
@@ -97,7 +98,7 @@ def _pieces(source: Resolved, mapping: Mapping[int, int], dtype: str) -> dict[st
     order = sorted(kept, key=lambda held: (-1 if held.layer is None else held.layer, held.name))
     return {
         held.name if held.layer is None else held.name.format(mapping[held.layer]): _Piece(
-            held, as_type(held.stored, dtype)
+            held, as_saved(held, dtype, source.info)
         )
         for held in order
     }

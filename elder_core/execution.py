@@ -40,6 +40,7 @@ def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Moni
     method, context = job.method(), context_of(job, loaded, texts, monitor)
     with monitor.entered(Stage.SELECTING):
         selection, expected = choose(method, context)
+        surgery.removal_changes(loaded.model, selection.removed)  # refused now rather than after training
     with monitor.entered(Stage.REGULARIZING):
         training = method.regularize(context, selection.removed)
     outcome = Outcome(

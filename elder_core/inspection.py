@@ -93,12 +93,13 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class ConfigFacts:
-    """What a config says, checked, before any weights are there."""
+    """What a config says, checked, before any weights are there. `appended`: see table.APPENDED."""
 
     row: table.Architecture
     layers: int
     hidden_size: int
     max_positions: int | None
+    appended: int
 
 
 def is_hub_id(model_id: str) -> bool:
@@ -161,6 +162,7 @@ def inspect_config(settings: dict[str, object]) -> ConfigFacts:
         layers=layers,
         hidden_size=_whole_number(settings, row.hidden, 2**31),
         max_positions=None if row.positions is None else _whole_number(settings, row.positions, 2**31),
+        appended=_whole_number(settings, table.APPENDED, MAX_LAYERS) if settings.get(table.APPENDED) else 0,
     )
 
 
@@ -342,7 +344,8 @@ def _whole_number(settings: dict[str, object], name: str, limit: int) -> int:
 def _check_layers(facts: ConfigFacts, weights: WeightSummary) -> None:
     """Compare the layer count with the names of the tensors, before anything is built by it."""
     held = {layer for layer, _ in _by_layer(facts.row, weights.tensors)}
-    if held != set(range(len(held))) or len(held) != facts.layers:
+    counts = {facts.layers, facts.layers + facts.appended}
+    if held != set(range(len(held))) or len(held) not in counts:
         raise ConfigMismatch(
             f"The config has {facts.layers} layers ({facts.row.count}), but the weights are of {len(held)}; "
             "the two do not belong together.",

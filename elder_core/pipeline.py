@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from elder_core import checkpoints, depth, devices
+from elder_core import checkpoints, depth, devices, surgery
 from elder_core.calibration.token_cache import TokenCache
 from elder_core.calibration.windows import evaluation_windows, window_length
 from elder_core.evaluation.single import evaluate_one
@@ -111,6 +111,7 @@ def plan(
         with monitor.entered(Stage.SELECTING):
             context = context_of(job, loaded, texts, monitor)
             selection, expected = depth.choose_with_cost(job, job.method(), context, texts.calibration)
+            surgery.removal_changes(loaded.model, selection.removed)
     return Plan(
         model=model_summary(spec.model, job.source, parameters_of(loaded.model)),
         layers=layer_reports(selection, job.source.info.layers),

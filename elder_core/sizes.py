@@ -23,8 +23,6 @@ from elder_core.weight_files import (
 )
 
 TYPES = {torch_name: name for name, torch_name in FLOAT_TYPES.items()}
-TIED_UNLESS_SAID = frozenset({"gpt2", "opt"})
-HEADS = {"gpt_neox": "embed_out.weight"}  # elsewhere lm_head.weight
 COMPARED_BYTES = 1 << 20  # if two tensors of one shape have that in common, they are the same
 PART_BYTES = 1 << 24
 SHARD_OVERHEAD = 64  # bytes at most: length, metadata and padding
@@ -67,7 +65,7 @@ def saved_sizes(info: CheckpointInfo, output: OutputSpec) -> SavedSizes:
     rest: dict[str, StoredTensor] = {}
     for held in held_tensors(info):
         place = rest if held.layer is None else layers[held.layer]
-        place[held.name] = as_type(held.stored, dtype)
+        place[held.name] = as_saved(held, dtype, info)
     return SavedSizes(tuple(layers), rest, output.max_shard_bytes)
 
 
@@ -152,13 +150,16 @@ def held_tensors(info: CheckpointInfo, *, compared_bytes: int | None = COMPARED_
         for name, tensor in read_header(file).items():
             if not row.keeps(name):
                 continue
-            if found := numbered.match(name):
+            found = numbered.match(name)
+            if found and int(found[2]) >= info.layers:
+                continue  # see table.APPENDED
+            if found:
                 kept[name] = Held(f"{row.stack}.{{}}.{found[3]}", int(found[2]), file, tensor)
             else:
-                kept[name] = Held(_full_name(name, row, info.model_type), None, file, tensor)
-    head = HEADS.get(info.model_type, "lm_head.weight")
+                kept[name] = Held(_full_name(name, row), None, file, tensor)
+    head = row.head
     settings = read_json_object(info.path / CONFIG_FILE)
-    if head in kept and settings.get("tie_word_embeddings", info.model_type in TIED_UNLESS_SAID):
+    if head in kept and settings.get("tie_word_embeddings", row.tied):
         twin = next((one for name, one in kept.items() if name != head and one.stored == kept[head].stored), None)
         if twin is not None and _same(kept[head], twin, compared_bytes):
             del kept[head]
@@ -178,10 +179,11 @@ def _same(one: Held, other: Held, limit: int | None) -> bool:
     return all(mine == theirs for mine, theirs in zip(one.read(limit), other.read(limit), strict=True))
 
 
-def _full_name(name: str, row: table.Architecture, model_type: str) -> str:
+def _full_name(name: str, row: table.Architecture) -> str:
     """As transformers saves it: the base model's own checkpoints leave out the name that it has in the whole."""
     base = row.stack.partition(".")[0] + "."
-    return name if name.startswith(base) or name == HEADS.get(model_type, "lm_head.weight") else base + name
+    head = row.head.rpartition(".")[0] + "."
+    return name if name.startswith((base, head)) else base + name
 
 
 def saved_type(info: CheckpointInfo, output: OutputSpec) -> str:
@@ -189,8 +191,13 @@ def saved_type(info: CheckpointInfo, output: OutputSpec) -> str:
     return info.dtype if output.dtype is Precision.SAME else output.dtype.value
 
 
-def as_type(tensor: StoredTensor, dtype: str) -> StoredTensor:
-    """`tensor` with its numbers as `dtype`, in torch's words; what is no float stays as it is."""
+def as_saved(held: Held, dtype: str, info: CheckpointInfo) -> StoredTensor:
+    """The tensor `held` with its numbers as `dtype`, in torch's words, or float32 where the architecture insists.
+
+    What is no float stays as it is.
+    """
+    tensor = held.stored
     if tensor.dtype not in TYPE_BYTES:
         return tensor
-    return StoredTensor(TYPES[dtype], tensor.shape, tensor.numbers * TYPE_BYTES[TYPES[dtype]])
+    wanted = "F32" if table.find(info.model_type).keeps_float32(held.name) else TYPES[dtype]
+    return StoredTensor(wanted, tensor.shape, tensor.numbers * TYPE_BYTES[wanted])

@@ -37,6 +37,12 @@ def require_plain_stream(model: PreTrainedModel) -> None:
         UnsupportedArchitecture: the architecture is not in the table, or its config has it otherwise.
     """
     row = table.find(model.config.model_type)
+    if not row.writers:
+        raise UnsupportedArchitecture(
+            f"This method cannot compensate for layers of {row.model_type} models, which add more to the hidden state "
+            "than the outputs of two matrices. Methods that only select layers can.",
+            loc=("method", "name"),
+        )
     for name, value in row.plain_stream:
         if getattr(model.config, name) != value:
             raise UnsupportedArchitecture(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from operator import attrgetter
 from typing import Any, cast
 
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from elder_core.architectures import table
+from elder_core.architectures.rules import Changes
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft
+
+INDEX_NAMES = ("layer_idx", "layer_id")
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -40,6 +44,17 @@ def layer_map(num_layers: int, removed: Collection[int]) -> dict[int, int]:
     return {old: new for new, old in enumerate(kept)}
 
 
+def removal_changes(model: PreTrainedModel, removed: Collection[int]) -> Changes:
+    """The settings of the config that change when layers are removed, and nothing changed yet.
+
+    Raises:
+        UnsupportedArchitecture, LayersOutOfRange, DuplicateLayers, NoLayerLeft: see remove_layers.
+    """
+    row, settings = table.find(model.config.model_type), model.config.to_dict()
+    table.check_settings(row, settings)
+    return table.changes(row, settings, list(layer_map(len(decoder_layers(model)), removed)))
+
+
 def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int, int]:
     """Remove layers from `model` in place; return the map from indices before to indices after.
 
@@ -47,48 +62,37 @@ def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int,
     the model is as it was.
 
     Raises:
-        UnsupportedArchitecture: the architecture, or a setting of its config, does not allow it.
+        UnsupportedArchitecture: the architecture, or a setting of its config, does not allow it, or the config has
+            no words for what would remain.
         LayersOutOfRange, DuplicateLayers, NoLayerLeft: `removed` does not fit the model.
     """
-    row = table.find(model.config.model_type)
-    table.check_settings(row, model.config.to_dict())
+    changes = removal_changes(model, removed)
     stack = decoder_layers(model)
     mapping = layer_map(len(stack), removed)
     for layer in sorted(removed, reverse=True):
         del stack[layer]
     _renumber(stack)
-    shorten_config(model.config, row, mapping)
+    apply_changes(model.config, changes)
     return mapping
 
 
 def _renumber(stack: nn.ModuleList) -> None:
     """Give every module its layer's new index; the cache is addressed by it."""
     for index, layer in enumerate(stack):
-        for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = index  # type: ignore[assignment]  # torch types it as Tensor | Module
+        for module, name in product(layer.modules(), INDEX_NAMES):
+            if isinstance(getattr(module, name, None), int):
+                setattr(module, name, index)
 
 
-def shorten_config(config: PreTrainedConfig, row: table.Architecture, mapping: Mapping[int, int]) -> None:
-    """Make `config` that of the model whose layers `mapping` (index before → after) keeps.
+def apply_changes(config: PreTrainedConfig, changes: Changes) -> None:
+    """Make `config` that of the model without some layers.
 
     Raises:
         StrictDataclassError: the shorter config contradicts itself.
     """
-    for name, value in shortened(config.to_dict(), row, mapping).items():
+    for name, value in changes.items():
         setattr(config, name, value)
     config.validate()
-
-
-def shortened(settings: Mapping[str, Any], row: table.Architecture, mapping: Mapping[int, int]) -> dict[str, Any]:
-    """The fields of a config, given as `field → value`, that change with the layers that `mapping` keeps."""
-    lists = {name: settings[name] for name in row.per_layer if settings.get(name) is not None}
-    thresholds = {name: settings[name] for name in row.thresholds if settings.get(name) is not None}
-    return {
-        **{name: [entries[old] for old in mapping] for name, entries in lists.items()},
-        **{name: sum(old < first for old in mapping) for name, first in thresholds.items()},
-        row.count: len(mapping),
-    }
 
 
 @contextmanager
@@ -107,16 +111,17 @@ def bypassed(model: PreTrainedModel, layers: Collection[int]) -> Iterator[None]:
     for index in layers:
         if not 0 <= index < len(stack):
             raise LayersOutOfRange(f"Layer {index} does not exist: the model has layers 0 to {len(stack) - 1}.")
+    identity = _identity(table.find(model.config.model_type).returns)
     with _without_cache(model), ExitStack() as replaced:
         for index in set(layers):
-            replaced.enter_context(_replaced_forward(stack[index]))
+            replaced.enter_context(_replaced_forward(stack[index], identity))
         yield
 
 
 @contextmanager
-def _replaced_forward(layer: nn.Module) -> Iterator[None]:
+def _replaced_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     before = layer.__dict__.get("forward")  # another replacement, where contexts are nested
-    layer.__dict__["forward"] = _identity
+    layer.__dict__["forward"] = forward
     try:
         yield
     finally:
@@ -125,17 +130,22 @@ def _replaced_forward(layer: nn.Module) -> Iterator[None]:
             layer.__dict__["forward"] = before
 
 
-def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Stands for a layer's forward: `[batch, seq, hidden]` in and out."""
-    assert not any(isinstance(argument, Cache) for argument in (*args, *kwargs.values())), (
-        "no key-value cache while layers are bypassed"
-    )
-    return hidden_states
+def _identity(returns: int | None) -> Callable[..., Any]:
+    """Stands for a layer's forward: `[batch, seq, hidden]` in and out, in a tuple of `returns` unless that is None."""
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert not any(isinstance(argument, Cache) for argument in (*args, *kwargs.values())), (
+            "no key-value cache while layers are bypassed"
+        )
+        return hidden_states if returns is None else (hidden_states, *[None] * (returns - 1))
+
+    return forward
 
 
 @contextmanager
 def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    settings = [model.config, model.generation_config]
+    both = (model.config, model.generation_config)
+    settings = [setting for setting in both if hasattr(setting, "use_cache")]
     before = [setting.use_cache for setting in settings]
     try:
         for setting in settings:

@@ -1,14 +1,33 @@
 """The supported architectures as data. Imports no torch.
 
 A row says where a model keeps its decoder layers and which fields of its config speak of single layers. A new family
-is a new row, and must pass the acceptance test that is run for every row; CONTRIBUTING.md says which.
+is a new row; docs/add-an-architecture.md says how it is added and what it must pass. What transformers has besides is
+in `REFUSED`, each with the reason.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
+from elder_core.architectures.rules import (
+    AtLeastOne,
+    Changes,
+    Cycle,
+    Indices,
+    Inexpressible,
+    Interval,
+    OverRootOfDepth,
+    Period,
+    PerLayer,
+    Rule,
+    Runs,
+    Settings,
+    Step,
+    Threshold,
+)
 from elder_core.errors import UnsupportedArchitecture
 
 
@@ -40,12 +59,18 @@ class Architecture:
     its `ModuleList` of decoder layers. The other fields name config fields as `config.json` writes them:
     `count` the number of layers, `hidden` the width, `positions` the longest sequence (None: no limit).
     `per_layer` are lists with one entry for each layer. `thresholds` are layer indices from which on layers differ.
+    `rules` are the other settings that say by index what a layer is. `unread` are settings that speak of layers and
+    need no change: they fill in one of the lists above where it is missing, and a saved config has it.
     `writers` are the attribute paths, within a decoder layer, of the two matrices whose outputs, scaled by nothing, are
-    added to the hidden state: attention's and, last, the MLP's. `plain_stream` are settings, and the values that they
-    must have for that to be all that happens to it until the final norm.
+    added to the hidden state: attention's and, last, the MLP's; none where more or other things are added.
+    `plain_stream` are settings, and the values that they must have for that to be all that happens to it until the
+    final norm.
+    `returns` is how many things a layer returns, the hidden state first; None: the hidden state alone, in no tuple.
+    `head` is the output embedding's tensor in a checkpoint, and `tied` whether it is the input embedding's where the
+    config does not say. `float32` are patterns of the names of tensors, or of modules around them, in memory
+    and in files, that are stored in float32 whatever the others are stored in.
     `refusals` are settings under which removing a layer would change the layers that stay. `obsolete` are patterns of
-    tensors that old checkpoints hold and that mean nothing any more. `alike` says whether all layers hold tensors of
-    the same names and shapes.
+    tensors that old checkpoints hold and that mean nothing any more.
     """
 
     model_type: str
@@ -58,13 +83,33 @@ class Architecture:
     writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
     plain_stream: tuple[tuple[str, object], ...] = ()
     thresholds: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    unread: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
     obsolete: tuple[str, ...] = ()
-    alike: bool = True
+    returns: int | None = None
+    head: str = "lm_head.weight"
+    tied: bool = False
+    float32: tuple[str, ...] = ()
+
+    @property
+    def alike(self) -> bool:
+        """Whether all layers hold tensors of the same names and shapes, as far as the row tells."""
+        return bool(self.writers) and not self.rules
 
     def keeps(self, tensor: str) -> bool:
         """Whether the tensor of that name is saved again; others are computed anew, or mean nothing any more."""
         return not any(re.search(pattern, tensor) for pattern in (*self.obsolete, RECOMPUTED))
+
+    def keeps_float32(self, name: str) -> bool:
+        """Whether the tensor `name` is stored in float32 whatever the others are stored in."""
+        return any(re.search(rf"(^|\.){kept}($|\.)", name) for kept in self.float32)
+
+
+# how many layers, for predicting several tokens at once, a checkpoint keeps after the others; they are not loaded
+APPENDED = "num_nextn_predict_layers"
+
+CACHE = "generating with a cache needs one layer with attention at least"
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -89,6 +134,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                     "attention is divided by the layer's index, which removal changes",
                 ),
             ),
+            tied=True,
             obsolete=(r"\.attn\.masked_bias$",),  # once the number that masked
         ),
         Architecture(
@@ -96,6 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "GPTNeoXForCausalLM",
             "gpt_neox.layers",
             writers=("attention.dense", "mlp.dense_4h_to_h"),
+            head="embed_out.weight",
         ),
         Architecture(
             "opt",
@@ -103,8 +150,571 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.decoder.layers",
             writers=("self_attn.out_proj", "fc2"),
             plain_stream=(("do_layer_norm_before", True), ("_remove_final_layer_norm", False)),
+            tied=True,
         ),
+        Architecture(
+            "afmoe",
+            "AfmoeForCausalLM",
+            "model.layers",
+            thresholds=("num_dense_layers",),
+            unread=("global_attn_every_n_layers",),
+            writers=(),
+        ),
+        Architecture("apertus", "ApertusForCausalLM", "model.layers"),
+        Architecture("arcee", "ArceeForCausalLM", "model.layers"),
+        Architecture("aria_text", "AriaTextForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "axk1",
+            "AXK1ForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture(
+            "bailing_hybrid",
+            "BailingHybridForCausalLM",
+            "model.layers",
+            positions=None,
+            per_layer=("layer_types", "mlp_layer_types"),
+            thresholds=("first_k_dense_replace",),
+            rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            unread=("layer_group_size",),
+            writers=(),
+            float32=("e_score_correction_bias", "expert_bias", "[kqv]_conv1d", "conv1d", "dt_bias", "A_log"),
+        ),
+        Architecture(
+            "bamba",
+            "BambaForCausalLM",
+            "model.layers",
+            returns=2,
+            rules=(Indices("attn_layer_indices", CACHE),),
+            writers=(),
+        ),
+        Architecture(
+            "biogpt",
+            "BioGptForCausalLM",
+            "biogpt.layers",
+            writers=("self_attn.out_proj", "fc2"),
+            head="output_projection.weight",
+            tied=True,
+        ),
+        Architecture("bitnet", "BitNetForCausalLM", "model.layers"),
+        Architecture(
+            "bloom",
+            "BloomForCausalLM",
+            "transformer.h",
+            plain_stream=(("apply_residual_connection_post_layernorm", False),),
+            count="n_layer",
+            positions=None,
+            returns=2,
+            writers=("self_attention.dense", "mlp.dense_4h_to_h"),
+            tied=True,
+        ),
+        Architecture(
+            "codegen",
+            "CodeGenForCausalLM",
+            "transformer.h",
+            count="n_layer",
+            hidden="n_embd",
+            positions="n_positions",
+            returns=2,
+            writers=("attn.out_proj", "mlp.fc_out"),
+        ),
+        Architecture("cohere", "CohereForCausalLM", "model.layers", tied=True),
+        Architecture("cohere2", "Cohere2ForCausalLM", "model.layers", tied=True),
+        Architecture(
+            "cohere2_moe",
+            "Cohere2MoeForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            unread=("prefix_dense_sliding_window_pattern", "sliding_window_pattern"),
+            writers=(),
+            tied=True,
+        ),
+        Architecture("cwm", "CwmForCausalLM", "model.layers"),
+        Architecture(
+            "deepseek_v2", "DeepseekV2ForCausalLM", "model.layers", thresholds=("first_k_dense_replace",), writers=()
+        ),
+        Architecture(
+            "deepseek_v3",
+            "DeepseekV3ForCausalLM",
+            "model.layers",
+            thresholds=("first_k_dense_replace",),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture("doge", "DogeForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "dots1",
+            "Dots1ForCausalLM",
+            "model.layers",
+            thresholds=("first_k_dense_replace", "max_window_layers"),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture("ernie4_5", "Ernie4_5ForCausalLM", "model.layers", tied=True),
+        Architecture(
+            "ernie4_5_moe",
+            "Ernie4_5_MoeForCausalLM",
+            "model.layers",
+            rules=(Interval("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "experts"),),
+            writers=(),
+            float32=("gate.weight", "moe_statics"),
+            tied=True,
+        ),
+        Architecture("exaone4", "Exaone4ForCausalLM", "model.layers", unread=("sliding_window_pattern",), writers=()),
+        Architecture(
+            "exaone_moe",
+            "ExaoneMoeForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            thresholds=("first_k_dense_replace",),
+            unread=("sliding_window_pattern",),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture(
+            "falcon",
+            "FalconForCausalLM",
+            "transformer.h",
+            positions=None,
+            returns=2,
+            writers=("self_attention.dense", "mlp.dense_4h_to_h"),
+            tied=True,
+        ),
+        Architecture("falcon_h1", "FalconH1ForCausalLM", "model.layers", returns=1, writers=()),
+        Architecture(
+            "falcon_mamba", "FalconMambaForCausalLM", "backbone.layers", positions=None, writers=(), tied=True
+        ),
+        Architecture("flex_olmo", "FlexOlmoForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "flint",
+            "FlintForCausalLM",
+            "model.layers",
+            rules=(Step("decoder_sparse_step", "mlp_only_layers"),),
+            writers=(),
+            float32=("gate.weight", "sinks", "softmax_offset"),
+        ),
+        Architecture("gemma", "GemmaForCausalLM", "model.layers", tied=True),
+        Architecture("gemma2", "Gemma2ForCausalLM", "model.layers", writers=(), tied=True),
+        Architecture(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            "model.layers",
+            unread=("_sliding_window_pattern",),
+            writers=(),
+            tied=True,
+        ),
+        Architecture("glm", "GlmForCausalLM", "model.layers"),
+        Architecture("glm4", "Glm4ForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "glm4_moe",
+            "Glm4MoeForCausalLM",
+            "model.layers",
+            thresholds=("first_k_dense_replace",),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture(
+            "glm4_moe_lite",
+            "Glm4MoeLiteForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture(
+            "gpt_bigcode",
+            "GPTBigCodeForCausalLM",
+            "transformer.h",
+            count="n_layer",
+            hidden="n_embd",
+            positions="n_positions",
+            writers=("attn.c_proj", "mlp.c_proj"),
+            tied=True,
+        ),
+        Architecture(
+            "gpt_neo",
+            "GPTNeoForCausalLM",
+            "transformer.h",
+            count="num_layers",
+            per_layer=("attention_layers",),
+            rules=(Runs("attention_types"),),
+            returns=2,
+            writers=("attn.attention.out_proj", "mlp.c_proj"),
+            tied=True,
+        ),
+        Architecture("gpt_oss", "GptOssForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "gptj",
+            "GPTJForCausalLM",
+            "transformer.h",
+            count="n_layer",
+            hidden="n_embd",
+            positions="n_positions",
+            returns=2,
+            writers=("attn.out_proj", "mlp.fc_out"),
+        ),
+        Architecture("granite", "GraniteForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "granite_swa",
+            "GraniteSWAForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "layer_rope_theta"),
+            writers=(),
+            tied=True,
+        ),
+        Architecture("granitemoe", "GraniteMoeForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "granitemoe_swa",
+            "GraniteMoeSWAForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "layer_rope_theta"),
+            writers=(),
+        ),
+        Architecture(
+            "granitemoehybrid",
+            "GraniteMoeHybridForCausalLM",
+            "model.layers",
+            rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            writers=(),
+        ),
+        Architecture("granitemoeshared", "GraniteMoeSharedForCausalLM", "model.layers", writers=()),
+        Architecture("helium", "HeliumForCausalLM", "model.layers"),
+        Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", "model.layers", writers=()),
+        Architecture("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "hy_v3",
+            "HYV3ForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            writers=(),
+            float32=("e_score_correction_bias", "expert_bias"),
+        ),
+        Architecture("hyperclovax", "HyperCLOVAXForCausalLM", "model.layers", writers=()),
+        Architecture("internlm3", "LlamaForCausalLM", "model.layers"),
+        Architecture("iquestcoder", "LlamaForCausalLM", "model.layers"),
+        Architecture("jais2", "Jais2ForCausalLM", "model.layers"),
+        Architecture(
+            "jamba",
+            "JambaForCausalLM",
+            "model.layers",
+            rules=(
+                Period("attn_layer_period", "attn_layer_offset", "attention", CACHE),
+                Period("expert_layer_period", "expert_layer_offset", "experts"),
+            ),
+            writers=(),
+        ),
+        Architecture("jetmoe", "JetMoeForCausalLM", "model.layers", writers=(), tied=True),
+        Architecture(
+            "kimi_linear",
+            "KimiLinearForCausalLM",
+            "model.layers",
+            positions="model_max_length",
+            per_layer=("layer_types", "mlp_layer_types"),
+            rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            writers=(),
+        ),
+        Architecture(
+            "kolibri1",
+            "Kolibri1ForCausalLM",
+            "model.layers",
+            writers=(),
+            float32=("e_score_correction_bias", "expert_bias"),
+        ),
+        Architecture(
+            "laguna",
+            "LagunaForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types", "num_attention_heads_per_layer"),
+            writers=(),
+        ),
+        Architecture(
+            "lfm2",
+            "Lfm2ForCausalLM",
+            "model.layers",
+            rules=(AtLeastOne("layer_types", "full_attention", CACHE), Indices("full_attn_idxs")),
+            writers=(),
+            tied=True,
+        ),
+        Architecture(
+            "lfm2_moe",
+            "Lfm2MoeForCausalLM",
+            "model.layers",
+            thresholds=("num_dense_layers",),
+            rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            writers=(),
+            tied=True,
+        ),
+        Architecture(
+            "lfm3",
+            "Lfm3ForCausalLM",
+            "model.layers",
+            rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            writers=(),
+            tied=True,
+        ),
+        Architecture(
+            "llama4_text",
+            "Llama4ForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "no_rope_layers"),
+            rules=(Indices("moe_layers"),),
+            unread=("interleave_moe_layer_step", "no_rope_layer_interval"),
+            writers=(),
+        ),
+        Architecture("mamba", "MambaForCausalLM", "backbone.layers", positions=None, writers=(), tied=True),
+        Architecture("mamba2", "Mamba2ForCausalLM", "backbone.layers", positions=None, writers=()),
+        Architecture(
+            "mellum", "MellumForCausalLM", "model.layers", per_layer=("layer_types", "mlp_layer_types"), writers=()
+        ),
+        Architecture(
+            "mimo_v2_flash",
+            "MiMoV2FlashForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture(
+            "minicpm3",
+            "MiniCPM3ForCausalLM",
+            "model.layers",
+            rules=(OverRootOfDepth("scale_depth"),),
+            writers=(),
+            tied=True,
+        ),
+        Architecture("minimax_m2", "MiniMaxM2ForCausalLM", "model.layers", writers=()),
+        Architecture("ministral", "MinistralForCausalLM", "model.layers"),
+        Architecture("ministral3", "Ministral3ForCausalLM", "model.layers"),
+        Architecture("mixtral", "MixtralForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "mpt",
+            "MptForCausalLM",
+            "transformer.blocks",
+            count="n_layers",
+            hidden="d_model",
+            positions="max_seq_len",
+            returns=2,
+            writers=("attn.out_proj", "ffn.down_proj"),
+            tied=True,
+        ),
+        Architecture("nanochat", "NanoChatForCausalLM", "model.layers", writers=()),
+        Architecture("nemotron", "NemotronForCausalLM", "model.layers"),
+        Architecture("olmo", "OlmoForCausalLM", "model.layers"),
+        Architecture("olmo2", "Olmo2ForCausalLM", "model.layers", writers=()),
+        Architecture("olmo3", "Olmo3ForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "olmo_hybrid",
+            "OlmoHybridForCausalLM",
+            "model.layers",
+            rules=(
+                AtLeastOne("layer_types", "full_attention", CACHE),
+                AtLeastOne("layer_types", "linear_attention", "its config does not allow that"),
+            ),
+            writers=(),
+        ),
+        Architecture("olmoe", "OlmoeForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "persimmon", "PersimmonForCausalLM", "model.layers", writers=("self_attn.dense", "mlp.dense_4h_to_h")
+        ),
+        Architecture("phi", "PhiForCausalLM", "model.layers", writers=("self_attn.dense", "mlp.fc2")),
+        Architecture("phi3", "Phi3ForCausalLM", "model.layers"),
+        Architecture("phimoe", "PhimoeForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "qwen2_moe",
+            "Qwen2MoeForCausalLM",
+            "model.layers",
+            thresholds=("max_window_layers",),
+            rules=(Step("decoder_sparse_step", "mlp_only_layers"),),
+            writers=(),
+        ),
+        Architecture(
+            "qwen3_5_moe_text",
+            "Qwen3_5MoeForCausalLM",
+            "model.layers",
+            rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            writers=(),
+        ),
+        Architecture(
+            "qwen3_5_text",
+            "Qwen3_5ForCausalLM",
+            "model.layers",
+            rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            writers=(),
+        ),
+        Architecture(
+            "qwen3_moe",
+            "Qwen3MoeForCausalLM",
+            "model.layers",
+            rules=(Step("decoder_sparse_step", "mlp_only_layers"),),
+            writers=(),
+        ),
+        Architecture(
+            "qwen3_next",
+            "Qwen3NextForCausalLM",
+            "model.layers",
+            rules=(
+                AtLeastOne("layer_types", "full_attention", CACHE),
+                Step("decoder_sparse_step", "mlp_only_layers"),
+            ),
+            writers=(),
+        ),
+        Architecture(
+            "recurrent_gemma",
+            "RecurrentGemmaForCausalLM",
+            "model.layers",
+            positions=None,
+            per_layer=(),
+            rules=(AtLeastOne("block_types", "attention", CACHE), Cycle("block_types")),
+            writers=(),
+            tied=True,
+        ),
+        Architecture("seed_oss", "SeedOssForCausalLM", "model.layers"),
+        Architecture(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "no_rope_layers"),
+            unread=("no_rope_layer_interval",),
+            tied=True,
+        ),
+        Architecture(
+            "solar_open", "SolarOpenForCausalLM", "model.layers", writers=(), float32=("e_score_correction_bias",)
+        ),
+        Architecture("stablelm", "StableLmForCausalLM", "model.layers"),
+        Architecture(
+            "starcoder2", "Starcoder2ForCausalLM", "model.layers", writers=("self_attn.o_proj", "mlp.c_proj"), tied=True
+        ),
+        Architecture("vaultgemma", "VaultGemmaForCausalLM", "model.layers", writers=(), tied=True),
+        Architecture(
+            "xglm",
+            "XGLMForCausalLM",
+            "model.layers",
+            count="num_layers",
+            hidden="d_model",
+            writers=("self_attn.out_proj", "fc2"),
+            tied=True,
+        ),
+        Architecture("youtu", "YoutuForCausalLM", "model.layers", writers=(), tied=True),
     )
+}
+
+ENCODER = "it is an encoder that can also be run as a decoder; only models made as decoders are supported"
+HALF = "it is the decoder of an encoder-decoder model, and an encoder reads or feeds its layers"
+SENSES = "it reads or makes images or sound besides text; only language models are supported"
+PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
+SHARING = "its layers use the keys and values, or the choice of tokens, of an earlier layer, found by its number"
+UNTESTED = "removing its layers has not been shown yet to leave a model that loads and generates rightly"
+
+# model_type → why no layer can be removed; a class of transformers is in this table or in the other
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        [
+            "bert",
+            "bert-generation",
+            "big_bird",
+            "camembert",
+            "data2vec-text",
+            "electra",
+            "ernie",
+            "megatron-bert",
+            "rembert",
+            "roberta",
+            "roberta-prelayernorm",
+            "roc_bert",
+            "roformer",
+            "xlm",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xlnet",
+            "xmod",
+            "reformer",
+        ],
+        ENCODER,
+    ),
+    **dict.fromkeys(
+        [
+            "bart",
+            "bigbird_pegasus",
+            "blenderbot",
+            "blenderbot-small",
+            "marian",
+            "mbart",
+            "mvp",
+            "pegasus",
+            "plbart",
+            "prophetnet",
+            "trocr",
+            "whisper",
+        ],
+        HALF,
+    ),
+    **dict.fromkeys(
+        [
+            "emu3",
+            "fuyu",
+            "git",
+            "got_ocr2",
+            "mllama",
+            "moshi",
+            "moss_transcribe_diarize",
+            "musicgen",
+            "musicgen_melody",
+            "phi4_multimodal",
+            "cohere_compass_text",
+        ],
+        SENSES,
+    ),
+    **dict.fromkeys(["gemma3", "llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
+    **dict.fromkeys(["dots3_note", "dots3_note_text"], "its layers differ by settings that are kept by layer index"),
+    **dict.fromkeys(
+        [
+            "gemma3n",
+            "gemma3n_text",
+            "gemma4",
+            "gemma4_text",
+            "gemma4_assistant",
+            "gemma4_unified",
+            "gemma4_unified_text",
+            "gemma4_unified_assistant",
+            "glm_moe_dsa",
+            "hy_v4",
+        ],
+        SHARING,
+    ),
+    **dict.fromkeys(
+        [
+            "axk2",
+            "cpmant",
+            "ctrl",
+            "dbrx",
+            "inkling2_text",
+            "inkling_text",
+            "minimax_m3_vl_text",
+            "qwen4_exp",
+            "qwen4_exp_text",
+        ],
+        UNTESTED,
+    ),
+    "beam": "each of its layers reads what chosen earlier layers added, found by their number",
+    "blt": "it has three stacks of layers, for bytes and for patches of bytes",
+    "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
+    "deepseek_v32": "generating with the cache has not been shown to equal generating without, where tokens are chosen",
+    "diffllama": "each layer's attention is weighted by a number computed from its index",
+    "gpt_neox_japanese": "only its last layer has a bias after attention, so that no other layer can become the last",
+    "hrm_text": "it runs its layers several times over, in two stacks",
+    "longcat_flash": "each of its layers holds two attentions with places of their own in the cache",
+    "minimax": "the decay of its linear attention is computed from the layer's index and the number of layers",
+    "modernbert-decoder": "its first layer alone has no norm before attention, so that no other can become the first",
+    "nemotron_h": "its layers are attention, experts or state space alone, kept as a pattern instead of a count",
+    "openai-gpt": "it keeps nothing between tokens, so that its generation cannot be measured as others' is",
+    "rwkv": "its first layer alone has a norm before it, so that no other can become the first",
+    "xlstm": "its states are kept outside the caches that other models use",
+    "zamba": "its attention layers share one block of weights, which is kept with one of them",
+    "zamba2": "its attention layers share blocks of weights, which are kept with some of them",
+    "zaya": "its layers pass a second state on to the next, and its first layer alone begins it",
 }
 
 
@@ -112,15 +722,20 @@ def find(model_type: str) -> Architecture:
     """The row of `model_type`, as a config's field of that name gives it.
 
     Raises:
-        UnsupportedArchitecture: there is none; the message names those that there are.
+        UnsupportedArchitecture: there is none; the message says why, or names the nearest.
     """
-    try:
-        return ARCHITECTURES[model_type]
-    except KeyError:
+    if model_type in REFUSED:
         raise UnsupportedArchitecture(
-            f"The architecture {model_type!r} is not supported. Supported: {', '.join(sorted(ARCHITECTURES))}.",
-            loc=("model", "id"),
-        ) from None
+            f"Models of the architecture {model_type!r} cannot be pruned: {REFUSED[model_type]}.", loc=("model", "id")
+        )
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    near = get_close_matches(model_type, ARCHITECTURES, n=3)
+    raise UnsupportedArchitecture(
+        f"The architecture {model_type!r} is not supported; docs/architectures.md lists the {len(ARCHITECTURES)} that "
+        f"are.{' Nearest: ' * bool(near)}{', '.join(near)}{'.' * bool(near)}",
+        loc=("model", "id"),
+    )
 
 
 def check_settings(row: Architecture, settings: dict[str, object]) -> None:
@@ -135,3 +750,28 @@ def check_settings(row: Architecture, settings: dict[str, object]) -> None:
                 f"This {row.model_type} model cannot be pruned: its config sets {refusal.field}, and {refusal.reason}.",
                 loc=("model", "id"),
             )
+
+
+def changes(row: Architecture, settings: Settings, kept: Sequence[int]) -> Changes:
+    """What changes in a config, given as `field → value`, once only the layers at the indices `kept` remain.
+
+    Raises:
+        UnsupportedArchitecture: the config has no words for what would remain.
+    """
+    count = settings[row.count]
+    assert isinstance(count, int)
+    found: Changes = {row.count: len(kept)}
+    if settings.get(APPENDED):
+        found[APPENDED] = 0
+    rules: tuple[Rule, ...] = (*map(PerLayer, row.per_layer), *map(Threshold, row.thresholds), *row.rules)
+    for rule in rules:
+        try:
+            found |= rule.after(settings, kept, count)
+        except Inexpressible as error:
+            removed = sorted(set(range(count)) - set(kept))
+            raise UnsupportedArchitecture(
+                f"The layers {removed} cannot be removed together from this {row.model_type} model: {error}. "
+                "Choose others.",
+                loc=("layers",),
+            ) from None
+    return found

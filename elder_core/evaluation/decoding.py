@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +20,16 @@ def max_positions(model: PreTrainedModel) -> int | None:
 @torch.inference_mode()
 def step(model: PreTrainedModel, ids: torch.Tensor, cache: Cache | None = None) -> tuple[torch.Tensor, Cache]:
     """Read `ids` `[1, n]` after what `cache` holds; return the likeliest next token `[1, 1]` and the longer cache."""
-    output = model(input_ids=ids, past_key_values=cache, use_cache=True, **_last_logits_only(model))
-    return output.logits[:, -1:].argmax(-1), output.past_key_values
+    # models that are all state space, such as Mamba, have their own name for it
+    name = next(name for name in ("past_key_values", "cache_params") if name in _parameters(model))
+    output = model(input_ids=ids, use_cache=True, **{name: cache}, **_last_logits_only(model))
+    return output.logits[:, -1:].argmax(-1), getattr(output, name)
 
 
 def _last_logits_only(model: PreTrainedModel) -> dict[str, Any]:
     """As `generate()` does: only the last position of a prompt needs its logits, where the architecture can."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    return {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
+
+
+def _parameters(model: PreTrainedModel) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters

@@ -4,71 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.unit.elder_core.families import LAYERS, POSITIONS, VOCABULARY, build_tiny
 
 END_OF_TEXT = "<|endoftext|>"
-LAYERS = 6
-VOCABULARY = 257  # END_OF_TEXT and every byte
-POSITIONS = 64
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": POSITIONS,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-ROTARY: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
-
-# model_type → arguments of its config class; sliding windows are far shorter than the sequences in the tests
-TINY: dict[str, dict[str, Any]] = {
-    "llama": {**ROTARY, "tie_word_embeddings": True},
-    "mistral": {**ROTARY, "sliding_window": 8},
-    "qwen2": {**ROTARY, "use_sliding_window": True, "sliding_window": 8, "layer_types": ALTERNATING},
-    "qwen3": {**ROTARY, "head_dim": 8, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
-    "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_inner": 48, "n_positions": POSITIONS},
-    "gpt_neox": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-    },
-    "opt": {
-        "hidden_size": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "dropout": 0.0,
-    },
-}
+__all__ = ["LAYERS", "VOCABULARY", "MakeTiny", "build_tiny", "build_tokenizer"]
 
 MakeTiny = Callable[..., PreTrainedModel]
-
-
-def build_tiny(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A 6-layer float32 model in eval mode whose layers all change their input visibly."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, **{**COMMON, **TINY[model_type], **overrides}), dtype=torch.float32
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:  # the usual 0.02 leaves the residual stream almost as it was
-                parameter.mul_(5)
-    return model.eval()
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

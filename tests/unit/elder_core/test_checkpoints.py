@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from elder_core import checkpoints
-from elder_core.architectures import table
 from elder_core.errors import (
     ConfigMismatch,
     InvalidCheckpoint,
@@ -28,69 +23,12 @@ from elder_core.errors import (
     QuantizedCheckpoint,
 )
 from elder_core.inspection import Sources, inspect_checkpoint
-from elder_core.manifest import Provenance, read_manifest
-from elder_core.spec import CalibrationSpec, JobSpec, LayerReport, ModelRef, ModelSummary, Precision
-from elder_core.surgery import bypassed, layer_map, remove_layers
+from elder_core.manifest import read_manifest
+from elder_core.spec import ModelRef, Precision
+from elder_core.surgery import remove_layers
+from tests.unit.elder_core.acceptance import provenance_of
 
-FAMILIES = sorted(table.ARCHITECTURES)
-REMOVALS = {"alternating": (1, 3, 5), "random": (1, 2, 4), "ends": (0, 5)}
-PROMPT = torch.arange(24)[None] * 7 % 257  # three times the sliding windows of the tiny models
 SHARD_BYTES = 1_000_000
-
-# Loads each folder with nothing of this project, as a user would, and writes what it finds.
-FRESH_PROCESS = """
-import json, sys, torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
-
-tensors, facts = {}, {}
-for path in sys.argv[2:]:
-    name = path.rsplit("/", 1)[1]
-    model, loading = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    prompt = torch.arange(24)[None] * 7 % 257
-    with torch.no_grad():
-        tensors[name + " forward"] = model(prompt).logits
-    for use_cache in (True, False):
-        found = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, min_new_tokens=8,
-                               do_sample=False, use_cache=use_cache, output_logits=True, return_dict_in_generate=True)
-        tensors[f"{name} {use_cache}"] = torch.cat(found.logits)
-    model.config.validate()
-    facts[name] = {
-        "layers": model.config.num_hidden_layers,
-        "loading": [str(key) for keys in loading.values() for key in keys],
-        "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
-        "class": type(model).__name__,
-    }
-save_file(tensors, sys.argv[1] + "/tensors.safetensors")
-with open(sys.argv[1] + "/facts.json", "w") as stream:
-    json.dump(facts, stream)
-"""
-
-
-def provenance_of(removed, *, layers=6, model_id="local:tiny", **changes):
-    mapping = layer_map(layers, removed)
-    return replace(
-        Provenance(
-            spec=JobSpec(
-                model=ModelRef(id=model_id), layers=tuple(removed), seed=3, calibration=CalibrationSpec(seed=4)
-            ),
-            source=ModelSummary(
-                id=model_id,
-                revision="sha256:00",
-                architecture="LlamaForCausalLM",
-                layers=layers,
-                parameters=1,
-                dtype="bfloat16",
-            ),
-            layers=tuple(
-                LayerReport(index=index, weight=index / 10, removed=index in removed, new_index=mapping.get(index))
-                for index in range(layers)
-            ),
-            weight_label="gate",
-            versions={"torch": "2", "elder": "1"},
-        ),
-        **changes,
-    )
 
 
 def save(model, folder, source, *, removed=(1, 4), dtype=Precision.SAME, shard_bytes=SHARD_BYTES, **changes):
@@ -122,53 +60,6 @@ def saved(loaded, tiny_checkpoint, tmp_path):
     remove_layers(loaded.model, (1, 4))
     save(loaded.model, tmp_path / "saved", tiny_checkpoint)
     return tmp_path / "saved"
-
-
-@pytest.fixture(scope="module")
-def reloaded(tmp_path_factory, tiny_tokenizer, make_tiny):
-    """Every family after every removal: logits of the bypassed model, and what a fresh process found in the files."""
-    root, expected = tmp_path_factory.mktemp("acceptance"), {}
-    for family in FAMILIES:
-        source = root / "sources" / family
-        make_tiny(family).save_pretrained(source)
-        tiny_tokenizer.save_pretrained(source)
-        for label, removed in REMOVALS.items():
-            model = make_tiny(family)
-            with bypassed(model, removed), torch.no_grad():
-                expected[family, label] = model(PROMPT).logits
-            remove_layers(model, removed)
-            save(model, root / f"{family}-{label}", source, removed=removed)
-    folders = [str(root / f"{family}-{label}") for family, label in expected]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", FRESH_PROCESS, str(root), *folders], check=True, env=environment)
-    return expected, load_file(root / "tensors.safetensors"), json.loads((root / "facts.json").read_text()), root
-
-
-@pytest.mark.parametrize("removal", REMOVALS)
-@pytest.mark.parametrize("family", FAMILIES)
-class TestAcceptance:
-    def test_logits_are_those_of_the_bypassed_model(self, reloaded, family, removal):
-        expected, tensors, _, _ = reloaded
-        torch.testing.assert_close(tensors[f"{family}-{removal} forward"], expected[family, removal], rtol=0, atol=1e-5)
-
-    def test_generation_with_the_cache_is_that_without(self, reloaded, family, removal):
-        _, tensors, _, _ = reloaded
-        with_cache, without = (tensors[f"{family}-{removal} {use_cache}"] for use_cache in (True, False))
-        torch.testing.assert_close(with_cache, without, rtol=0, atol=1e-4)
-
-    def test_files_are_an_ordinary_checkpoint(self, reloaded, family, removal):
-        _, _, facts, root = reloaded
-        folder = root / f"{family}-{removal}"
-        tied = bool(json.loads((folder / "config.json").read_text())["tie_word_embeddings"])
-        assert facts[folder.name] == {
-            "layers": 6 - len(REMOVALS[removal]),
-            "loading": [],
-            "tied": tied,
-            "class": table.find(family).model_class,
-        }
-        info = inspect_checkpoint(folder)
-        assert (info.model_type, info.layers, info.dtype) == (family, 6 - len(REMOVALS[removal]), "float32")
-        checkpoints.verify(folder)
 
 
 class TestResolve:

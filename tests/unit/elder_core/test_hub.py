@@ -169,7 +169,7 @@ def test_only_what_a_checkpoint_needs_is_downloaded(hub, sources):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"model_type": "mamba"}, UnsupportedArchitecture),
+        ({"model_type": "diffllama"}, UnsupportedArchitecture),
         ({"quantization_config": {"bits": 4}}, QuantizedCheckpoint),
         ({"num_hidden_layers": 0}, InvalidCheckpoint),
     ],

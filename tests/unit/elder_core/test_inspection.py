@@ -153,10 +153,10 @@ class TestInspectCheckpoint:
         with pytest.raises(QuantizedCheckpoint, match="stored as I32"):
             inspection.inspect_checkpoint(checkpoint)
 
-    @pytest.mark.parametrize("model_type", ["mamba", "", None, ["llama"], 7])
+    @pytest.mark.parametrize("model_type", ["eliza", "", None, ["llama"], 7])
     def test_unsupported_architecture(self, checkpoint, model_type):
         edit_config(checkpoint, model_type=model_type)
-        with pytest.raises(UnsupportedArchitecture, match="Supported: gpt2"):
+        with pytest.raises(UnsupportedArchitecture, match="is not supported; docs"):
             inspection.inspect_checkpoint(checkpoint)
 
     def test_unsupported_setting(self, make_tiny, tmp_path):

@@ -18,10 +18,11 @@ from elder_core.spec import JobSpec, ModelRef, OutputSpec, Precision
 from elder_core.surgery import remove_layers
 from elder_core.target import Target
 from elder_core.weight_files import checkpoint_bytes
-from tests.unit.elder_core.conftest import LAYERS, TINY, MakeTiny
+from tests.unit.elder_core.conftest import LAYERS, MakeTiny
+from tests.unit.elder_core.families import REPRESENTATIVE
 
-REMOVED = (1, 4)
-TIES = [(model_type, tied) for model_type in TINY for tied in (True, False, None)]
+REMOVED = (0, 1)
+TIES = [(model_type, tied) for model_type in REPRESENTATIVE for tied in (True, False, None)]
 
 
 def save(folder: Path, model: Any) -> Path:

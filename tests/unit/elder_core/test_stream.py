@@ -10,8 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import UnsupportedArchitecture
+from elder_core.gates import hooked
 from elder_core.stream import map_output, require_plain_stream, scale_output, writers
-from elder_core.surgery import bypassed
+from elder_core.surgery import bypassed, decoder_layers
 from tests.unit.elder_core.conftest import MakeTiny
 
 IDS = torch.randint(1, 257, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -23,14 +24,28 @@ def logits(model: PreTrainedModel) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_a_layer_whose_writers_say_nothing_is_the_identity(make_tiny: MakeTiny, model_type: str) -> None:
+@pytest.mark.parametrize("model_type", [name for name, row in ARCHITECTURES.items() if row.writers])
+def test_a_layer_adds_what_its_writers_say_and_nothing_else(make_tiny: MakeTiny, model_type: str) -> None:
     model = make_tiny(model_type)
+    layer, written, passed = decoder_layers(model)[2], [], []
+    for module in writers(model, 2):
+        module.register_forward_hook(lambda _, __, y: written.append(y.clone()))  # some models add in place
+    with hooked([layer], {0: lambda x, y: passed.append((x.clone(), y.clone()))}):
+        before = logits(model)
+    ((x, y),) = passed
+    torch.testing.assert_close(written[0].view_as(x) + written[1].view_as(x), y - x, rtol=1e-3, atol=1e-4)
     with bypassed(model, [2]):
         expected = logits(model)
     for module in writers(model, 2):
         scale_output(module, 0.0)
     torch.testing.assert_close(logits(model), expected)
+    assert not torch.equal(before, expected)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gemma2", "granite", "mamba"])
+def test_layers_that_add_more_than_two_outputs_are_refused(make_tiny: MakeTiny, model_type: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=f"cannot compensate for layers of {model_type} models"):
+        writers(make_tiny(model_type), 0)
 
 
 @pytest.mark.parametrize("bias", [True, False])

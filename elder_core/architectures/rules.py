@@ -1,0 +1,243 @@
+"""Settings that say by index what a layer is, and what they become once layers are removed. Imports no torch.
+
+Such a setting is read again when the shorter model is loaded, where layers have other indices. Each kind of rule
+below says the same of the same layers in its new words, or raises `Inexpressible` where it has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+Settings = Mapping[str, object]
+Changes = dict[str, object]
+
+
+class Inexpressible(Exception):
+    """No values of the settings say of the remaining layers what was said of them before; the message says what."""
+
+
+class Rule(Protocol):
+    """One kind of rule; `names` are the settings that it reads and may change."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        """The settings to change where of `count` layers those at the indices `kept` remain.
+
+        Raises:
+            Inexpressible: there are no such settings.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """A list with one entry for each layer. Anything that is no list speaks of all layers alike."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        entries = settings.get(self.name)
+        return {self.name: [entries[old] for old in kept]} if isinstance(entries, list | tuple) else {}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The index of the first layer that is unlike those before it."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        first = settings.get(self.name)
+        return {self.name: sum(old < first for old in kept)} if isinstance(first, int) else {}
+
+
+@dataclass(frozen=True)
+class Indices:
+    """A list of the indices of some layers; `needed` says why one of them must stay, if it must."""
+
+    name: str
+    needed: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        chosen = settings.get(self.name)
+        if not isinstance(chosen, list | tuple):
+            return {}
+        found = _new_indices(chosen, kept)
+        if self.needed and not found:
+            raise Inexpressible(f"no layer that {self.name} lists would stay, and {self.needed}")
+        return {self.name: found}
+
+
+@dataclass(frozen=True)
+class AtLeastOne:
+    """A list with one entry for each layer, or one that is repeated until every layer has one, must keep an `entry`."""
+
+    name: str
+    entry: str
+    why: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        entries = settings.get(self.name)
+        if isinstance(entries, list | tuple) and not any(entries[old % len(entries)] == self.entry for old in kept):
+            raise Inexpressible(f"no layer of the kind {self.entry!r} ({self.name}) would stay, and {self.why}")
+        return {}
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A list that is repeated until every layer has an entry."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        entries = settings[self.name]
+        assert isinstance(entries, list | tuple)
+        return {self.name: [entries[old % len(entries)] for old in kept]}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Entries for each layer, as a list of [entries, how often they come]."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        runs = settings[self.name]
+        assert isinstance(runs, list | tuple)
+        entries = list(chain.from_iterable(list(run) * times for run, times in runs))
+        return {self.name: [[[entries[old] for old in kept], 1]]}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Every `step`-th layer has experts, unless it is in the list `dense`; so all others can be listed there."""
+
+    step: str
+    dense: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.step, self.dense)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        step, dense = settings.get(self.step) or 1, settings.get(self.dense) or []
+        assert isinstance(step, int)
+        assert isinstance(dense, list)
+        without = [layer for layer in range(count) if (layer + 1) % step or layer in dense]
+        return {self.step: 1, self.dense: _new_indices(without, kept)}
+
+
+@dataclass(frozen=True)
+class Period:
+    """The layers at `offset`, `offset + period`, and so on have `what`; both numbers are settings.
+
+    `needed` says why one of them must stay, if it must.
+    """
+
+    period: str
+    offset: str
+    what: str
+    needed: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.period, self.offset)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        period, offset = settings[self.period], settings[self.offset]
+        assert isinstance(period, int)
+        assert isinstance(offset, int)
+        wanted = _new_indices(range(offset, count, period), kept)
+        if self.needed and not wanted:
+            raise Inexpressible(f"no layer with {self.what} would stay, and {self.needed}")
+        for found in sorted({period, *range(1, len(kept) + 2)}, key=lambda one: one != period):
+            for start in range(found):
+                if list(range(start, len(kept), found)) == wanted:
+                    return {self.period: found, self.offset: start}
+        raise Inexpressible(
+            f"every layer with {self.what} is said by {self.period} and {self.offset}, and of the layers that would "
+            f"stay those with {self.what} are {wanted or 'none'} of 0 to {len(kept) - 1}, which no two numbers say"
+        )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Every `interval`-th of the layers from `start` to `end`, both included, is `what`; all three are settings."""
+
+    start: str
+    end: str
+    interval: str
+    what: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.start, self.end, self.interval)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        start, end, interval = (settings[name] for name in self.names)
+        assert isinstance(start, int)
+        assert isinstance(end, int)
+        assert isinstance(interval, int)
+        last = count - 1 if end == -1 else end
+        chosen = [layer for layer in range(count) if start <= layer <= last and (layer + 1) % interval == 0]
+        wanted = _new_indices(chosen, kept)
+        if not wanted:
+            return {self.start: len(kept), self.end: len(kept), self.interval: interval}
+        for found in range(1, len(kept) + 1):
+            if [layer for layer in range(wanted[0], wanted[-1] + 1) if (layer + 1) % found == 0] == wanted:
+                return {self.start: wanted[0], self.end: wanted[-1], self.interval: found}
+        raise Inexpressible(
+            f"the layers with {self.what} are said by {', '.join(self.names)}, and of the layers that would stay they "
+            f"are {wanted} of 0 to {len(kept) - 1}, which no three numbers say"
+        )
+
+
+@dataclass(frozen=True)
+class OverRootOfDepth:
+    """A number that is divided by the square root of the number of layers."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        value = settings[self.name]
+        assert isinstance(value, int | float)
+        return {self.name: value * math.sqrt(len(kept) / count)}
+
+
+def _new_indices(chosen: Collection[int], kept: Sequence[int]) -> list[int]:
+    """The indices that those layers of `chosen` have that are kept."""
+    return [new for new, old in enumerate(kept) if old in chosen]
