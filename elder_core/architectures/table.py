@@ -67,8 +67,8 @@ class Architecture:
     final norm.
     `returns` is how many things a layer returns, the hidden state first; None: the hidden state alone, in no tuple.
     `head` is the output embedding's tensor in a checkpoint, and `tied` whether it is the input embedding's where the
-    config does not say. `float32` are patterns of the names of tensors, or of modules around them, in memory
-    and in files, that are stored in float32 whatever the others are stored in.
+    config does not say. `float32` are the names of tensors, or of modules around them, that are stored in float32
+    whatever the others are stored in; `float32_in_files` are patterns of those that files name otherwise.
     `refusals` are settings under which removing a layer would change the layers that stay. `obsolete` are patterns of
     tensors that old checkpoints hold and that mean nothing any more.
     """
@@ -91,6 +91,7 @@ class Architecture:
     head: str = "lm_head.weight"
     tied: bool = False
     float32: tuple[str, ...] = ()
+    float32_in_files: tuple[str, ...] = ()
 
     @property
     def alike(self) -> bool:
@@ -103,7 +104,7 @@ class Architecture:
 
     def keeps_float32(self, name: str) -> bool:
         """Whether the tensor `name` is stored in float32 whatever the others are stored in."""
-        return any(re.search(rf"(^|\.){kept}($|\.)", name) for kept in self.float32)
+        return any(re.search(rf"(^|\.){kept}($|\.)", name) for kept in (*self.float32, *self.float32_in_files))
 
 
 # how many layers, for predicting several tokens at once, a checkpoint keeps after the others; they are not loaded
@@ -181,7 +182,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             unread=("layer_group_size",),
             writers=(),
-            float32=("e_score_correction_bias", "expert_bias", "[kqv]_conv1d", "conv1d", "dt_bias", "A_log"),
+            float32=("e_score_correction_bias", "conv1d", "dt_bias", "A_log"),
+            float32_in_files=("expert_bias", "[kqv]_conv1d"),
         ),
         Architecture(
             "bamba",
@@ -294,7 +296,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             rules=(Step("decoder_sparse_step", "mlp_only_layers"),),
             writers=(),
-            float32=("gate.weight", "sinks", "softmax_offset"),
+            float32=("gate.weight", "sinks"),
+            float32_in_files=("softmax_offset",),
         ),
         Architecture("gemma", "GemmaForCausalLM", "model.layers", tied=True),
         Architecture("gemma2", "Gemma2ForCausalLM", "model.layers", writers=(), tied=True),
@@ -390,7 +393,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             per_layer=("layer_types", "mlp_layer_types"),
             writers=(),
-            float32=("e_score_correction_bias", "expert_bias"),
+            float32=("e_score_correction_bias",),
+            float32_in_files=("expert_bias",),
         ),
         Architecture("hyperclovax", "HyperCLOVAXForCausalLM", "model.layers", writers=()),
         Architecture("internlm3", "LlamaForCausalLM", "model.layers"),
@@ -421,7 +425,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Kolibri1ForCausalLM",
             "model.layers",
             writers=(),
-            float32=("e_score_correction_bias", "expert_bias"),
+            float32=("e_score_correction_bias",),
+            float32_in_files=("expert_bias",),
         ),
         Architecture(
             "laguna",
