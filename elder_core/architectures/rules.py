@@ -36,14 +36,19 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class PerLayer:
-    """A list with one entry for each layer. Anything that is no list speaks of all layers alike."""
+class OneSetting:
+    """What the rules have in common that read and change the setting `name` alone."""
 
     name: str
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name,)
+
+
+@dataclass(frozen=True)
+class PerLayer(OneSetting):
+    """A list with one entry for each layer. Anything that is no list speaks of all layers alike."""
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         entries = settings.get(self.name)
@@ -51,14 +56,8 @@ class PerLayer:
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(OneSetting):
     """The index of the first layer that is unlike those before it."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         first = settings.get(self.name)
@@ -66,15 +65,10 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Indices:
+class Indices(OneSetting):
     """A list of the indices of some layers; `needed` says why one of them must stay, if it must."""
 
-    name: str
     needed: str | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         chosen = settings.get(self.name)
@@ -87,16 +81,11 @@ class Indices:
 
 
 @dataclass(frozen=True)
-class AtLeastOne:
+class AtLeastOne(OneSetting):
     """A list with one entry for each layer, or one that is repeated until every layer has one, must keep an `entry`."""
 
-    name: str
     entry: str
     why: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         entries = settings.get(self.name)
@@ -106,14 +95,8 @@ class AtLeastOne:
 
 
 @dataclass(frozen=True)
-class Cycle:
+class Cycle(OneSetting):
     """A list that is repeated until every layer has an entry."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         entries = settings[self.name]
@@ -122,14 +105,8 @@ class Cycle:
 
 
 @dataclass(frozen=True)
-class Runs:
+class Runs(OneSetting):
     """Entries for each layer, as a list of [entries, how often they come]."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         runs = settings[self.name]
@@ -223,14 +200,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class OverRootOfDepth:
+class OverRootOfDepth(OneSetting):
     """A number that is divided by the square root of the number of layers."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         value = settings[self.name]

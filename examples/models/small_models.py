@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ END_OF_TEXT = "<|endoftext|>"
 SPLITS = {"test": 4, "reserve": 4, "validation": 2, "calibration": 8}
 STORED = ("calibration", "test", "reserve")
 
+SHORTEST = 200  # characters of a document
 VOCABULARY = 4096
 SEQUENCE_LENGTH = 256
 BATCH = 8
@@ -41,8 +42,16 @@ def split_of(page: str) -> str:
     return "train"
 
 
-def empty_corpus() -> Corpus:
-    return {name: [] for name in [*SPLITS, "train"]}
+def split_corpus(documents: Iterable[tuple[str, str]]) -> Corpus:
+    """(source, text) of documents, each in its split; short ones are left out, and those that were there already."""
+    corpus: Corpus = {name: [] for name in [*SPLITS, "train"]}
+    seen: set[str] = set()
+    for source, text in documents:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if len(text) >= SHORTEST and digest not in seen:
+            seen.add(digest)
+            corpus[split_of(source)].append({"source": source, "text": text})
+    return corpus
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

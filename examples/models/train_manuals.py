@@ -14,10 +14,9 @@ object with `text` a line, one line per page of the manuals.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,10 +26,9 @@ from small_models import (
     SEQUENCE_LENGTH,
     VOCABULARY,
     Corpus,
-    empty_corpus,
     parser,
     save,
-    split_of,
+    split_corpus,
     train,
     train_tokenizer,
     utf8_bytes,
@@ -62,23 +60,15 @@ def page_text(html: str, selector: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def read_corpus() -> Corpus:
-    corpus = empty_corpus()
-    seen: set[str] = set()
+def pages() -> Iterator[tuple[str, str]]:
+    """(source, text) of each page of running text."""
     for package, (root, selector) in SOURCES.items():
         if not root.is_dir():
             raise SystemExit(f"{root} is missing: install the Debian package {package}")
         for path in sorted(root.rglob("*.html")):
             page = f"{package}/{path.relative_to(root)}"
-            if SKIPPED_PAGES.search(page):
-                continue
-            text = page_text(path.read_text(encoding="utf-8", errors="strict"), selector)
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            if len(text) < 200 or digest in seen:
-                continue
-            seen.add(digest)
-            corpus[split_of(page)].append({"source": page, "text": text})
-    return corpus
+            if not SKIPPED_PAGES.search(page):
+                yield page, page_text(path.read_text(encoding="utf-8", errors="strict"), selector)
 
 
 def build_model() -> LlamaForCausalLM:
@@ -134,7 +124,7 @@ def write_card(out: Path, corpus: Corpus, bits: float, args: argparse.Namespace)
 
 def main() -> None:
     args = parser(__doc__, work=Path("/tmp/train-manuals"), steps=2700).parse_args()
-    corpus = read_corpus()
+    corpus = split_corpus(pages())
     for name, documents in corpus.items():
         print(f"{name}: {len(documents)} pages, {utf8_bytes(documents):,} bytes", flush=True)
     write_splits(texts_beside(args.out), corpus)

@@ -12,20 +12,18 @@ Reads: the pages of Debian's perl-doc, by pod2text. Writes: the checkpoint folde
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from small_models import (
     SEQUENCE_LENGTH,
     VOCABULARY,
-    Corpus,
-    empty_corpus,
     parser,
     save,
-    split_of,
+    split_corpus,
     train,
     train_tokenizer,
     utf8_bytes,
@@ -35,25 +33,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 ROOT = Path("/usr/share/perl")
 CHAPTER = re.compile(r"\n(?=\S)")  # pod2text begins a heading at the margin and indents all else
-SHORTEST = 200  # characters
 
 
-def read_corpus() -> Corpus:
-    """One document for each section of a page: pages are few and long."""
-    corpus, seen = empty_corpus(), set()
+def sections() -> Iterator[tuple[str, str]]:
+    """(source, text) of each section of every page: pages are few and long."""
     pages = sorted(ROOT.glob("*/pod/*.pod"))
     if len(pages) < 100:
         raise SystemExit(f"{ROOT} holds {len(pages)} pages: install the Debian package perl-doc")
     for page in pages:
         text = subprocess.run(["pod2text", "--utf8", page], capture_output=True, check=True).stdout.decode("utf-8")
         for number, section in enumerate(CHAPTER.split(text)):
-            digest = hashlib.sha256(section.encode()).hexdigest()
-            if len(section) < SHORTEST or digest in seen:
-                continue
-            seen.add(digest)
-            source = f"{page.stem}#{number}"
-            corpus[split_of(source)].append({"source": source, "text": section.strip()})
-    return corpus
+            yield f"{page.stem}#{number}", section.strip()
 
 
 def build_model() -> GPT2LMHeadModel:
@@ -81,7 +71,7 @@ def build_model() -> GPT2LMHeadModel:
 
 def main() -> None:
     args = parser(__doc__, work=Path("/tmp/train-perl"), steps=1800).parse_args()
-    corpus = read_corpus()
+    corpus = split_corpus(sections())
     for name, documents in corpus.items():
         print(f"{name}: {len(documents)} sections, {utf8_bytes(documents):,} bytes", flush=True)
     write_splits(args.out.parent / f"{args.out.name}-texts", corpus)

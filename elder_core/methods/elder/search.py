@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -66,17 +66,16 @@ class _Scores(ABC):
     def ascending(self, base: Layers, sets: Sequence[Layers]) -> list[Layers]:
         """`sets` by score; what they share with `base` at the beginning of the model is computed once.
 
-        Of two that are equal the earlier comes first. A score that is no number counts as infinite.
+        Of two that are equal the earlier comes first.
         """
         missing = [layers for layers in sets if layers not in self.known]
         if missing:
-            found = [math.inf if math.isnan(score) else score for score in self._compute(base, missing)]
-            self.known.update(zip(missing, found, strict=True))
+            self.known.update(zip(missing, self._compute(base, missing), strict=True))
         return sorted(sets, key=lambda layers: self.known[layers])
 
     @abstractmethod
-    def _compute(self, base: Layers, sets: Sequence[Layers]) -> Sequence[float]:
-        """One score for each of `sets`."""
+    def _compute(self, base: Layers, sets: Sequence[Layers]) -> Iterable[float]:
+        """One score for each of `sets`, infinite where it is no number."""
 
 
 class _Losses(_Scores):
@@ -108,14 +107,12 @@ class _Errors(_Scores):
         super().__init__(context, parameters)
         self._repair = Repair(context.model, self._windows.to(context.device))
 
-    def _compute(self, base: Layers, sets: Sequence[Layers]) -> list[float]:
-        return list(self._errors(base, sets))
-
-    def _errors(self, base: Layers, sets: Sequence[Layers]) -> Iterator[float]:
+    def _compute(self, base: Layers, sets: Sequence[Layers]) -> Iterator[float]:
         self._repair.begin_like(base)
         for layers in sets:
             self._context.monitor.check_cancelled()
-            yield self._repair.error(layers)
+            error = self._repair.error(layers)
+            yield math.inf if math.isnan(error) else error
 
 
 _SCORES: dict[SearchScore, type[_Scores]] = {SearchScore.LOSS: _Losses, SearchScore.RECOVERY: _Errors}
