@@ -23,6 +23,7 @@ from rich.console import Console
 from elder_core import console, pipeline
 from elder_core.cache_folder import user_cache
 from elder_core.inspection import Sources
+from elder_core.journal import Folder, Journal
 from elder_core.registry import METHODS, find_method
 from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef
 
@@ -71,6 +72,9 @@ def prune(
     settings: Settings = None,
     seed: Seed = 0,
     device: Device = "auto",
+    journal: Annotated[
+        Path | None, typer.Option(help="Folder for what is found on the way; the same command goes on from it.")
+    ] = None,
 ) -> None:
     """Remove layers from a model."""
     with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
@@ -84,6 +88,7 @@ def prune(
             device=device,
             progress=progress,
             cancelled=cancelled,
+            journal=None if journal is None else Journal(Folder(journal), stopping=cancelled),
         )
     _print_warnings(report.warnings)
     Console().print(console.report_table(report))

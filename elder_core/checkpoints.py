@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from elder_core.architectures import table
+from elder_core.disk import sync
 from elder_core.errors import ConfigMismatch, InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
 from elder_core.hub import TOKENIZER_PATTERNS, fetch
 from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
@@ -316,22 +316,13 @@ def _appearing_whole(target: Path) -> Iterator[Path]:
         yield folder
         for file in folder.iterdir():
             file.chmod(0o644)
-            _sync(file)
+            sync(file)
         folder.chmod(0o755)
-        _sync(folder)
+        sync(folder)
         try:
             folder.rename(target)  # replaces an empty folder, refuses any other
         except OSError as error:
             raise OutputExists(f"{target} was filled by somebody else meanwhile; give another folder.") from error
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written, so that a power cut after the rename loses nothing."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

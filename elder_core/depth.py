@@ -105,7 +105,9 @@ class _Scale:
 
     def _perplexity(self, removed: Iterable[int]) -> float:
         with bypassed(self._context.model, tuple(removed)):
-            return quality(self._context.model, self._windows, 1.0, tick=self._tick).perplexity
+            return quality(
+                self._context.model, self._windows, 1.0, tick=self._tick, page=self._context.monitor.page("perplexity")
+            ).perplexity
 
     def _layers_share(self) -> float:
         model = self._context.model

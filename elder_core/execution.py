@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from elder_core import checkpoints, cutting, surgery
 from elder_core.checkpoints import LoadedModel, Provenance, Resolved
@@ -14,6 +15,7 @@ from elder_core.evaluation.evaluate import DenseFigures, EvaluationResult, evalu
 from elder_core.evaluation.speed import workload
 from elder_core.inspection import inspect_checkpoint
 from elder_core.job import Job, Texts, context_of, load
+from elder_core.journal import Entry
 from elder_core.methods.base import Context, Method, Selection, named_layers
 from elder_core.monitor import Monitor
 from elder_core.parameters import CutParameters
@@ -22,6 +24,8 @@ from elder_core.sizes import parameter_count
 from elder_core.spec import Expected, JobSpec, Stage
 
 Choose = Callable[[Method, Context], tuple[Selection, Expected | None]]
+
+_CHOICE: TypeAdapter[tuple[Selection, Expected | None]] = TypeAdapter(tuple[Selection, Expected | None])
 
 
 def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Monitor) -> Outcome:
@@ -39,7 +43,7 @@ def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Moni
         loaded = load(job)
     method, context = job.method(), context_of(job, loaded, texts, monitor)
     with monitor.entered(Stage.SELECTING):
-        selection, expected = choose(method, context)
+        selection, expected = _choice(choose, method, context)
         surgery.removal_changes(loaded.model, selection.removed)  # refused now rather than after training
     with monitor.entered(Stage.REGULARIZING):
         training = method.regularize(context, selection.removed)
@@ -55,6 +59,16 @@ def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Moni
     with monitor.entered(Stage.EXPORTING):
         _export(job, loaded, model_dir, outcome)
     return outcome
+
+
+def _choice(choose: Choose, method: Method, context: Context) -> tuple[Selection, Expected | None]:
+    """What `choose` answers, or did in a run that was ended."""
+    page = context.monitor.page("choice")
+    if page.recalled is not None:
+        return _CHOICE.validate_python(page.recalled.facts["choice"])
+    found = choose(method, context)
+    page.keep(Entry({"choice": _CHOICE.dump_python(found, mode="json")}))
+    return found
 
 
 def cut_saved(spec: JobSpec, source: Resolved, model_dir: Path, monitor: Monitor) -> Outcome:
@@ -111,10 +125,8 @@ def evaluate_saved(
             work=workload(text.windows, limit=job.source.info.max_positions, device=job.device),
             dense_path=job.source.path,
             pruned_path=model_dir,
+            monitor=monitor,
             known=known,
-            progress=monitor.progress,
-            check_cancelled=monitor.check_cancelled,
-            warn=monitor.warn,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from elder_core import checkpoints, devices
 from elder_core.budgets import check_budget, most_layers
-from elder_core.calibration.token_cache import TokenCache
+from elder_core.calibration.token_cache import TokenCache, documents_sha256
 from elder_core.calibration.windows import (
     CalibrationText,
     EvaluationText,
@@ -19,6 +20,7 @@ from elder_core.calibration.windows import (
     window_length,
 )
 from elder_core.checkpoints import LoadedModel, Resolved
+from elder_core.evaluation.environment import environment
 from elder_core.evaluation.generation import check_prompts
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.methods.base import Context, Method
@@ -47,6 +49,14 @@ class Job:
 
     def method(self) -> Method:
         return find_method(self.spec.method.name).load()(self.spec.method)
+
+    def identity(self) -> str:
+        """SHA-256 of all that decides what comes out: spec, model, texts, versions, kind of device."""
+        digest = hashlib.sha256(self.spec.model_dump_json().encode())
+        digest.update(repr((self.source.revision, self.device.type, environment("cpu").versions)).encode())
+        for documents in (self.calibration, self.evaluation.documents):
+            digest.update(documents_sha256(documents))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

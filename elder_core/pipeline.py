@@ -14,6 +14,7 @@ from elder_core.evaluation.single import evaluate_one
 from elder_core.execution import cut_saved, evaluate_saved, prune
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.job import Job, Texts, context_of, load, resolve, tokenize
+from elder_core.journal import Journal
 from elder_core.methods.base import Context, Method, Selection
 from elder_core.monitor import Monitor
 from elder_core.reporting import Outcome, layer_reports, model_summary, parameters_of, report_of
@@ -56,21 +57,25 @@ def run(
     device: str = "auto",
     progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
+    journal: Journal | None = None,
 ) -> Report:
     """Prune as `spec` says; write the checkpoint to `model_dir`, report.json and report.html to `report_dir`.
 
     What can be refused is refused before the model is loaded. The checkpoint appears in `model_dir` whole, or not at
     all, and it is that checkpoint, loaded again, that is evaluated; a run that ends while evaluating leaves it there.
+    What it finds on the way goes to `journal`; given that again, the same run goes on from it, and on a CPU ends with
+    the same checkpoint to the bit, where the budget is not one of time.
 
     Raises:
         ElderError: see elder_core.errors.
         Cancelled: `cancelled()` answered True; it is asked at every step.
     """
-    monitor = Monitor(progress, cancelled)
+    monitor = Monitor(progress, cancelled, journal=journal or Journal())
     with devices.out_of_memory_named():
         with monitor.entered(Stage.RESOLVING):
             checkpoints.check_output(model_dir)
             job = resolve(spec, sources, device)
+            monitor.journal.begin(job.identity())
         with monitor.entered(Stage.CALIBRATING):
             texts = tokenize(job, monitor)
         outcome = prune(job, texts, partial(_choose, job, texts), model_dir, monitor)

@@ -85,6 +85,7 @@ def report_of(job: Job, outcome: Outcome, result: EvaluationResult, monitor: Mon
         evaluation=result.evaluation.model_copy(update={"overlapping_documents": job.evaluation.shared}),
         generations=result.generations,
         stage_seconds=monitor.stage_seconds,
+        resumptions=monitor.resumptions,
         peak_memory_bytes=max(monitor.earlier_peak_bytes, devices.peak_memory_bytes(job.device)),
         environment=environment(job.device),
         warnings=tuple(monitor.warnings),

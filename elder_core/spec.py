@@ -365,6 +365,7 @@ class Report(Strict):
     evaluation: Evaluation
     generations: tuple[Generation, ...] = ()
     stage_seconds: dict[Stage, float]
+    resumptions: int = Field(default=0, description="How often the run was ended and went on where it was.")
     peak_memory_bytes: int = Field(description="Of the whole run.")
     environment: Environment
     warnings: tuple[str, ...] = ()

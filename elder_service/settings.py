@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(
         default=1.5, ge=0, description="Between SIGTERM and SIGKILL to the process of a cancelled job."
     )
+    journal_seconds: float = Field(
+        default=60,
+        ge=0,
+        description="Between writings of where a job stands, so that another attempt goes on from there; more where "
+        "writing takes more than a fortieth of it.",
+    )
     drain_seconds: float = Field(default=6, gt=0, description="A stopping worker's time to give its job back.")
     download_link_seconds: int = Field(default=3600, ge=1, description="Life of a signed download link.")
     max_body_bytes: int = Field(default=1_000_000, ge=1000, description="Largest request body.")

@@ -27,6 +27,7 @@ PROGRESS_SECONDS = 1.0
 EVENT_SECONDS = 2.0
 EVENT_SHARE = 1 / 200  # of the time so far: events get rarer, so that a long job's log stays readable
 RETRY_SECONDS = 0.5
+DRAIN_SHARE = 0.7  # of the worker's time to stop: the process writes its journal, the rest is for the database
 LEASE_MARGIN = 0.2  # share of the lease kept back: the process is gone before the lease is
 
 _log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class Attempt:
         return False
 
     def _drain(self, child: Child) -> bool:
-        child.stop(self._settings.cancel_grace_seconds)
+        child.stop(DRAIN_SHARE * self._settings.drain_seconds, keep=True)
         self._finally(attempts.give_back)
         return False
 

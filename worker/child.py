@@ -20,6 +20,9 @@ from elder_service.jobs.attempts import Outcome
 from elder_service.jobs.text import storable
 from elder_service.processes import die_with_parent
 
+DISCARD = signal.SIGUSR1
+"""Tells a job's process that nobody will go on where it stands; comes before the SIGTERM that ends it."""
+
 DEATH_SECONDS = 2.0  # for a process that closed its pipe to end
 LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 8192
@@ -36,6 +39,7 @@ class Assignment:
     device: str
     scratch: Path
     artifacts_dir: Path
+    journal_seconds: float
 
     @property
     def log_path(self) -> Path:
@@ -72,8 +76,13 @@ class Child:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, then after the grace SIGKILL, to the whole group; returns when the process is gone."""
+    def stop(self, grace_seconds: float, *, keep: bool = False) -> None:
+        """SIGTERM, then after the grace SIGKILL, to the whole group; returns when the process is gone.
+
+        With `keep` it writes down first where it stands, so that another attempt can go on from there.
+        """
+        if not keep:
+            self._signal(DISCARD)
         self._signal(signal.SIGTERM)
         self._process.join(grace_seconds)
         self.kill()
@@ -123,6 +132,7 @@ def child_main(assignment: Assignment, connection: Connection) -> None:
     os.setsid()
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(DISCARD, signal.SIG_IGN)  # until there is something to discard
     log = os.open(assignment.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())

@@ -11,7 +11,7 @@ from elder_service import queue
 from elder_service.db.engine import SessionFactory
 from elder_service.jobs import reconcile, repository
 from elder_service.settings import Settings
-from elder_service.storage.base import Storage, attempt_of
+from elder_service.storage.base import Storage, attempt_of, journal_of
 from worker import scratch
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,9 @@ class Maintenance:
             queue.send_hint(self._celery)
 
     def sweep(self) -> None:
-        """Delete what attempts left that ended without making it visible, and tokens that no job used for 30 days."""
+        """Delete what nobody needs: files of attempts that ended without making them visible, journals of jobs that are
+        over, tokens that no job used for 30 days.
+        """
         self._sweep_storage()
         self._sweep_scratch()
         remove_unused(self._settings.token_cache_dir)
@@ -44,7 +46,7 @@ class Maintenance:
     def _sweep_storage(self) -> None:
         for job_prefix in self._storage.list_prefixes("jobs"):
             for prefix in self._storage.list_prefixes(job_prefix):
-                if self._orphaned(prefix):
+                if self._orphaned(prefix) or self._done_with(prefix):
                     _log.info("sweeping %s", prefix)
                     self._storage.delete_prefix(prefix)
 
@@ -70,6 +72,14 @@ class Maintenance:
             if repository.is_held(session, job_id, attempt):
                 return False
             return not repository.has_artifacts_below(session, job_id, prefix)
+
+    def _done_with(self, prefix: str) -> bool:
+        """Whether it is the journal of a job that has ended."""
+        job_id = journal_of(prefix)
+        if job_id is None:
+            return False
+        with self._sessions.begin() as session:
+            return repository.is_over(session, job_id)
 
     def _held(self, prefix: str) -> bool:
         owner = attempt_of(prefix)

@@ -12,23 +12,32 @@ from typing import Literal
 
 from elder_core import pipeline
 from elder_core.errors import Cancelled, ElderError
+from elder_core.journal import Journal
 from elder_core.spec import Report
 from elder_service.errors import InternalError
 from elder_service.jobs.attempts import Outcome
-from elder_service.storage.base import StoredFile, attempt_prefix
+from elder_service.storage.base import StoredFile, attempt_prefix, journal_prefix
 from elder_service.storage.local import LocalStorage
-from worker.child import Assignment, Failure, Message, Stopped
+from worker.child import DISCARD, Assignment, Failure, Message, Stopped
+from worker.pages import StoredPages
 
 
 def run(assignment: Assignment, connection: Connection) -> None:
     """Run the job, sending each step through the pipe and the ending last."""
-    stop = threading.Event()
+    stop, discard = threading.Event(), threading.Event()
+    signal.signal(DISCARD, lambda *_: discard.set())
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    connection.send(_ending(assignment, connection, stop))
+    pages = StoredPages(
+        LocalStorage(assignment.artifacts_dir), journal_prefix(assignment.job_id), assignment.scratch / "journal"
+    )
+    journal = Journal(
+        pages, seconds=assignment.journal_seconds, stopping=lambda: stop.is_set() and not discard.is_set()
+    )
+    connection.send(_ending(assignment, connection, stop, journal))
     connection.close()
 
 
-def _ending(assignment: Assignment, connection: Connection, stop: threading.Event) -> Message:
+def _ending(assignment: Assignment, connection: Connection, stop: threading.Event, journal: Journal) -> Message:
     try:
         report = pipeline.run(
             assignment.spec,
@@ -38,6 +47,7 @@ def _ending(assignment: Assignment, connection: Connection, stop: threading.Even
             device=assignment.device,
             progress=connection.send,
             cancelled=stop.is_set,
+            journal=journal,
         )
         return Outcome(result=summary(report), files=_publish(assignment))
     except Cancelled:

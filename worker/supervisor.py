@@ -10,10 +10,10 @@ import threading
 from sqlalchemy.exc import SQLAlchemyError
 
 from elder_service.db.engine import SessionFactory, is_passing
-from elder_service.jobs import attempts
+from elder_service.jobs import attempts, repository
 from elder_service.jobs.attempts import Claim, LeaseLost
 from elder_service.settings import Settings
-from elder_service.storage.base import Storage, attempt_prefix
+from elder_service.storage.base import Storage, attempt_prefix, journal_prefix
 from worker import scratch
 from worker.attempt import Attempt
 from worker.child import Assignment, Child
@@ -98,10 +98,22 @@ class Supervisor:
             self._warm = attempt.run(lambda: self._child(assignment))
             if not self._warm:
                 self._storage.delete_prefix(attempt_prefix(held.job_id, held.attempt))
+            self._forget_journal(held.job_id)
         except LeaseLost:  # maintenance sweeps its files, once it is sure that they are nobody's
             _log.warning("%s attempt %d: lost the lease, stopped", held.job_id, held.attempt)
         finally:
             scratch.clear(assignment.scratch)
+
+    def _forget_journal(self, job_id: str) -> None:
+        """Delete it if the job has ended; where that cannot be asked now, maintenance will."""
+        try:
+            with self._sessions.begin() as session:
+                over = repository.is_over(session, job_id)
+        except SQLAlchemyError as error:
+            _log.warning("%s: its journal stays for now: %s", job_id, error)
+            return
+        if over:
+            self._storage.delete_prefix(journal_prefix(job_id))
 
     def _child(self, assignment: Assignment) -> Child:
         self._fork_server.start()
@@ -116,4 +128,5 @@ class Supervisor:
             device=self._settings.device,
             scratch=self._settings.scratch_dir / attempt_prefix(held.job_id, held.attempt),
             artifacts_dir=self._settings.artifacts_dir,
+            journal_seconds=self._settings.journal_seconds,
         )

@@ -58,11 +58,18 @@ class TokenCache:
 def _key(documents: Sequence[str], tokenizer_hash: str) -> str:
     versions = " ".join(f"{name} {version(name)}" for name in LIBRARIES)
     digest = hashlib.sha256(f"{CUTTING_VERSION}\n{versions}\n{tokenizer_hash}\n".encode())
+    digest.update(documents_sha256(documents))
+    return digest.hexdigest()
+
+
+def documents_sha256(documents: Sequence[str]) -> bytes:
+    """SHA-256 of the documents, each with its length, or "ab", "c" would be "a", "bc"."""
+    digest = hashlib.sha256()
     for document in documents:
         text = document.encode()
-        digest.update(len(text).to_bytes(8, "little"))  # or "ab", "c" would be "a", "bc"
+        digest.update(len(text).to_bytes(8, "little"))
         digest.update(text)
-    return digest.hexdigest()
+    return digest.digest()
 
 
 def _read(path: Path) -> Tensor | None:

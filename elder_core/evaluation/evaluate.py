@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from elder_core.evaluation.generation import generations, prompts_from
 from elder_core.evaluation.memory import peak_memory
 from elder_core.evaluation.quality import Quality, quality
 from elder_core.evaluation.speed import Speed, Workload, compare_speed
-from elder_core.spec import Evaluation, EvaluationSpec, Generation, Measurement, Progress, Stage
+from elder_core.monitor import Monitor
+from elder_core.spec import Evaluation, EvaluationSpec, Generation, Measurement
 from elder_core.surgery import decoder_layers
 from elder_core.weight_files import checkpoint_bytes
 
@@ -40,11 +42,10 @@ class EvaluationResult:
 class _Meter:
     """Turns the progress of each part into that of the whole stage; a part's `units` are about its cost."""
 
-    def __init__(self, total: int, progress: Callable[[Progress], None], check_cancelled: Callable[[], None]) -> None:
-        self.check_cancelled = check_cancelled
+    def __init__(self, total: int, monitor: Monitor) -> None:
         self.metrics: dict[str, float] = {}
         self._total = total
-        self._progress = progress
+        self._monitor = monitor
         self._done = 0
 
     def part(self, units: int) -> Callable[[float], None]:
@@ -52,9 +53,7 @@ class _Meter:
         start, self._done = self._done, self._done + units
 
         def tick(share: float) -> None:
-            self.check_cancelled()
-            step = start + round(share * units)
-            self._progress(Progress(stage=Stage.EVALUATING, step=step, total=self._total, metrics=dict(self.metrics)))
+            self._monitor.step(start + round(share * units), self._total, **self.metrics)
 
         return tick
 
@@ -70,10 +69,8 @@ def evaluate(
     work: Workload,
     dense_path: Path,
     pruned_path: Path,
+    monitor: Monitor,
     known: DenseFigures | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
-    check_cancelled: Callable[[], None] = lambda: None,
-    warn: Callable[[str], None] = lambda _: None,
 ) -> EvaluationResult:
     """Measure the dense and the pruned model as `spec` says.
 
@@ -82,19 +79,21 @@ def evaluate(
     tokens. `removed` are the removed layers by their place in the dense model, `work` is what speed and memory are
     measured at. The folders are the models' saved forms: their size is taken, and their memory measured in fresh
     processes before either is loaded here, so that the device need hold only one. Memory that cannot be measured is
-    left out, and `warn` is told why: it is no reason to lose the training that came before. `known` is what an earlier
-    call found of the same dense model on the same text; it is not measured again. Speeds always are, in turns.
+    left out with a warning: it is no reason to lose the training that came before. `known` is what an earlier call
+    found of the same dense model on the same text; it is not measured again. Speeds always are, in turns. In a run that
+    goes on from its journal the same holds for perplexity.
 
     Raises:
         NonFiniteLoss: the predictions of a model are not numbers.
-        Whatever `check_cancelled` raises.
+        Cancelled: the caller ended the run.
     """
     total = (30 if known else 70) + (40 if known else 50) * spec.speed + 10 * spec.generation
-    meter = _Meter(total, progress, check_cancelled)
-    dense_peak = known.peak_memory_bytes if known else _memory(dense_path, work, meter, warn) if spec.speed else None
-    pruned_peak = _memory(pruned_path, work, meter, warn) if spec.speed else None
+    meter = _Meter(total, monitor)
+    measure = partial(_memory, work=work, meter=meter, monitor=monitor)
+    dense_peak = known.peak_memory_bytes if known else measure(dense_path) if spec.speed else None
+    pruned_peak = measure(pruned_path) if spec.speed else None
     dense, pruned = load_pair()
-    found = _quality(dense, pruned, windows, bytes_per_token, meter, known)
+    found = _quality(dense, pruned, windows, bytes_per_token, meter, known, monitor)
     before = _measurement(dense, dense_path, found[0])
     after = _measurement(pruned, pruned_path, found[1])
     ideal = None
@@ -132,12 +131,17 @@ def _quality(
     bytes_per_token: float,
     meter: _Meter,
     known: DenseFigures | None,
+    monitor: Monitor,
 ) -> tuple[Quality, Quality]:
     """Of both models; the progress tells each as soon as it is known."""
-    before = known.quality if known else quality(dense, windows, bytes_per_token, tick=meter.part(40))
+
+    def of(model: PreTrainedModel, name: str, tick: Callable[[float], None]) -> Quality:
+        return quality(model, windows, bytes_per_token, tick=tick, page=monitor.page(name))
+
+    before = known.quality if known else of(dense, "dense", meter.part(40))
     meter.metrics["perplexity_before"] = before.perplexity
     tick = meter.part(30)
-    after = quality(pruned, windows, bytes_per_token, tick=tick)
+    after = of(pruned, "pruned", tick)
     meter.metrics["perplexity_after"] = after.perplexity
     tick(1.0)
     return before, after
@@ -157,12 +161,12 @@ def _with_costs(measurement: Measurement, speed: Speed, peak_bytes: int | None) 
     return measurement.model_copy(update={**asdict(speed), "peak_memory_bytes": peak_bytes})
 
 
-def _memory(path: Path, work: Workload, meter: _Meter, warn: Callable[[str], None]) -> int | None:
+def _memory(path: Path, work: Workload, meter: _Meter, monitor: Monitor) -> int | None:
     tick = meter.part(10)
     used = None
     try:
-        used = peak_memory(path, work.prompt.device, work.prompt[0].tolist(), check_cancelled=meter.check_cancelled)
+        used = peak_memory(path, work.prompt.device, work.prompt[0].tolist(), check_cancelled=monitor.check_cancelled)
     except (MeasurementFailed, OutOfMemory) as error:
-        warn(f"Peak memory is not known: {error.message}")
+        monitor.warn(f"Peak memory is not known: {error.message}")
     tick(1.0)
     return used

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from elder_core.errors import NonFiniteLoss
+from elder_core.journal import Entry
+from elder_core.monitor import Monitor, Page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +39,7 @@ def quality(
     *,
     batch_size: int | None = None,
     tick: Callable[[float], None] = lambda _: None,
+    page: Page | None = None,
 ) -> Quality:
     """Measure `model` on `windows` `[n, seq]`, token ids of any integer type on any device.
 
@@ -48,17 +52,20 @@ def quality(
 
     `bytes_per_token` is the length of the text in UTF-8 bytes over its number of tokens. `batch_size` is in
     windows; None fits the logits into 256 MiB. `tick` gets the share that is done, after every batch, and may
-    raise to stop.
+    raise to stop; `page` keeps what was added up by then.
 
     Raises:
         NonFiniteLoss: the model's predictions are not numbers.
     """
     count, length = windows.shape
     size = batch_size or _batch_size(length, model.config.get_text_config().vocab_size)
-    nats = 0.0
-    for start in range(0, count, size):
+    page = page or Monitor().page("nats")
+    first, nats = (0, 0.0) if page.recalled is None else (page.recalled.facts["windows"], page.recalled.facts["nats"])
+    for start in range(first, count, size):
         nats += _batch_nats(model, windows[start : start + size])
+        page.offer(partial(Entry, {"windows": start + size, "nats": nats}))
         tick(min(1.0, (start + size) / count))
+    page.keep(Entry({"windows": count, "nats": nats}))
     tokens = count * (length - 1)
     mean = nats / tokens
     if not math.isfinite(mean):

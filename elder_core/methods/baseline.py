@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from elder_core.errors import NonFiniteLoss
+from elder_core.journal import Entry
 from elder_core.methods.base import Context, Method, Selection
 from elder_core.methods.losses import frozen_copy, teacher_of
 from elder_core.methods.training import Budget, train
@@ -68,11 +71,18 @@ class ScoringBaseline(Baseline[S]):
             Cancelled: the caller ended the run.
         """
         samples = len(self.scoring_windows(context))
-        total: Tensor | None = None
-        for batch in self.scoring_batches(context, number=number, passes=passes):
+        page = context.monitor.page("mean")
+        known, total = 0, torch.zeros(())
+        if page.recalled is not None:
+            known, total = page.recalled.facts["batches"], page.recalled.tensors["total"]
+        for done, batch in enumerate(self.scoring_batches(context, number=number, passes=passes), start=1):
+            if done <= known:
+                continue
             share = len(batch) / samples * score(batch).double().cpu()
-            total = share if total is None else total.add_(share)
-        assert total is not None, "a run has at least one window"
+            total = total.add_(share) if done > 1 else share
+            page.offer(partial(Entry, {"batches": done}, {"total": total}))
+        if done > known:
+            page.keep(Entry({"batches": done}, {"total": total}))
         return total
 
 

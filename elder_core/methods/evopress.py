@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elder_core.journal import Entry
 from elder_core.methods.base import Context, Selection
 from elder_core.methods.baseline import ScoringBaseline, require_numbers
 from elder_core.methods.losses import teacher_of
@@ -35,11 +36,26 @@ class _Search:
     layers: int
     random: np.random.Generator
     measured: dict[Layers, float] = field(default_factory=dict)
+    generations: int = 0
 
     @property
     def parent(self) -> Layers:
         """The best set so far; at the very beginning the whole model."""
         return min(self.measured, key=lambda layers: (self.measured[layers], sorted(layers)), default=frozenset())
+
+    def entry(self) -> Entry:
+        return Entry(
+            {
+                "generations": self.generations,
+                "random": self.random.bit_generator.state,
+                "measured": [(sorted(layers), divergence) for layers, divergence in self.measured.items()],
+            }
+        )
+
+    def restore(self, entry: Entry) -> None:
+        self.generations = entry.facts["generations"]
+        self.random.bit_generator.state = entry.facts["random"]
+        self.measured = {frozenset(layers): divergence for layers, divergence in entry.facts["measured"]}
 
 
 class EvoPress(ScoringBaseline[EvoPressParameters]):
@@ -48,14 +64,20 @@ class EvoPress(ScoringBaseline[EvoPressParameters]):
     def select(self, context: Context, count: int) -> Selection:
         parameters = self.parameters
         search = _Search(len(decoder_layers(context.model)), np.random.default_rng([context.seed]))
-        drawn = [drawn_at_random(search.layers, count, search.random) for _ in range(parameters.offspring)]
-        self._measure(context, search, self._promising(context, search, drawn, 0)[:1])
-        require_numbers([search.measured[search.parent]])
-        for generation in range(1, parameters.generations + 1):
+        page = context.monitor.page("generations")
+        if page.recalled is not None:
+            search.restore(page.recalled)
+        else:
+            drawn = [drawn_at_random(search.layers, count, search.random) for _ in range(parameters.offspring)]
+            self._measure(context, search, self._promising(context, search, drawn, 0)[:1])
+            require_numbers([search.measured[search.parent]])
+        for generation in range(search.generations + 1, parameters.generations + 1):
             mutants = self._mutants(search)
             if mutants:
                 survivors = self._promising(context, search, mutants, generation)[: parameters.survivors]
                 self._measure(context, search, survivors)
+            search.generations = generation
+            page.offer(search.entry)
             context.monitor.step(generation, parameters.generations, loss=search.measured[search.parent])
         return Selection(
             removed=tuple(sorted(search.parent)),

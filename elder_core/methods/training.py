@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from transformers import PreTrainedModel
 
 from elder_core.errors import NonFiniteLoss
 from elder_core.gates import gated, observed
+from elder_core.journal import Entry
 from elder_core.methods.base import Context
+from elder_core.methods.kept import numbered, optimizer_tensors, overwrite, restore_optimizer
 from elder_core.methods.losses import Teacher, frozen_copy, loss_of, teacher_of
 from elder_core.methods.low_rank import low_rank, switched_off
 from elder_core.methods.mathematics import annealed_gate, delta_norm, learning_rate_at
@@ -76,7 +79,7 @@ def train(
         return ()
     run = _Run(context, parameters, removed, fading, budget)
     with run.weights(teacher):
-        return tuple(run.points())
+        return tuple(run.updates())
 
 
 @dataclass
@@ -113,7 +116,7 @@ class Budget:
 
 
 class _Run:
-    """One training. `weights` prepares the model and puts it in order again; `points` are the updates."""
+    """One training. `weights` prepares the model and puts it in order again; `updates` are made in between."""
 
     def __init__(
         self,
@@ -154,28 +157,42 @@ class _Run:
             self._teacher = (teacher or own) if self._parameters.loss is Loss.KL else None
             yield
 
-    def points(self) -> Iterator[TrainingPoint]:
-        optimizer = torch.optim.AdamW(self._learning, lr=self._peak, betas=BETAS, fused=True)
-        watch = _Watch(self._learning, self._context)
+    def updates(self) -> list[TrainingPoint]:
+        """Make the updates that are left of the budget, and tell of all of them."""
         if self._budget.updates:
             self._context.note_repetition("training", self._budget.updates, self._parameters.batch_size)
-        started, update, before = time.monotonic(), 0, 0.0
+        page = self._context.monitor.page("training")
+        state = _State(self._learning, self._peak, _Watch(self._learning, self._context))
+        if page.recalled is not None:
+            state.restore(page.recalled)
+        before, after = self._budget.shares(state.update, state.seconds)
         while before < 1:
-            before, after = self._budget.shares(update, time.monotonic() - started)
-            if before >= 1:
-                return
-            gate = 0.0 if self._fading is None else annealed_gate(after, self._fading.fraction)
-            rate = learning_rate_at(before, after, self._peak * watch.rate_factor)
-            loss, penalty = self._gradient(optimizer, update, gate)
-            if watch.went_wrong(loss, update, before, fading=gate > 0):
-                optimizer.state.clear()
-            else:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
-                yield TrainingPoint(update=update + 1, loss=loss, penalty=penalty, gate=gate, learning_rate=rate)
-            update += 1
-            self._report(update, after, loss, gate, time.monotonic() - started)
+            loss, gate = self._update(state, before, after)
+            page.offer(state.entry)
+            self._report(state, after, loss, gate)
+            before, after = self._budget.shares(state.update, state.seconds)
+        page.keep(state.entry(finished=True))
+        return state.points
+
+    def _update(self, state: _State, before: float, after: float) -> tuple[float, float]:
+        """One update, which uses the budget from the share `before` to `after`; its loss, and weight of the layers.
+
+        Where the loss went wrong the weights go back instead.
+        """
+        gate = 0.0 if self._fading is None else annealed_gate(after, self._fading.fraction)
+        rate = learning_rate_at(before, after, self._peak * state.watch.rate_factor)
+        loss, penalty = self._gradient(state.optimizer, state.update, gate)
+        if state.watch.went_wrong(loss, state.update, before, fading=gate > 0):
+            state.optimizer.state.clear()
+        else:
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            state.optimizer.step()
+            state.points.append(
+                TrainingPoint(update=state.update + 1, loss=loss, penalty=penalty, gate=gate, learning_rate=rate)
+            )
+        state.update += 1
+        return loss, gate
 
     def _gradient(self, optimizer: torch.optim.Optimizer, update: int, gate: float) -> tuple[float, float | None]:
         """Loss and penalty of this update's batch; their gradient, clipped to norm 1, is left in the parameters.
@@ -213,15 +230,54 @@ class _Run:
         with observed(layers, look, self._removed) as norms, gated(layers, weights, Gate.RESIDUAL, fading):
             yield norms
 
-    def _report(self, update: int, share: float, loss: float, gate: float, seconds: float) -> None:
-        tokens = update * self._parameters.batch_size * self._context.windows.shape[1]
+    def _report(self, state: _State, share: float, loss: float, gate: float) -> None:
+        tokens = state.update * self._parameters.batch_size * self._context.windows.shape[1]
         self._context.monitor.step(
-            update,
-            self._budget.expected_updates(update, share),
+            state.update,
+            self._budget.expected_updates(state.update, share),
             loss=loss,
             gate=gate,
-            tokens_per_second=tokens / seconds,
+            tokens_per_second=tokens / state.seconds,
         )
+
+
+class _State:
+    """Where a training stands. With its entry in the journal another process goes on as this one would have."""
+
+    def __init__(self, learning: list[nn.Parameter], rate: float, watch: _Watch) -> None:
+        self.learning = learning
+        self.optimizer = torch.optim.AdamW(learning, lr=rate, betas=BETAS, fused=True)
+        self.watch = watch
+        self.update = 0
+        self.points: list[TrainingPoint] = []
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the first update, without that between the end of one process and the next one's beginning."""
+        return time.monotonic() - self._started
+
+    def entry(self, *, finished: bool = False) -> Entry:
+        """All of it; once `finished`, the weights alone."""
+        facts = {
+            "update": self.update,
+            "seconds": self.seconds,
+            "points": [point.model_dump() for point in self.points],
+        }
+        tensors = numbered("weight", self.learning)
+        if not finished:
+            facts |= {"watch": self.watch.facts()}
+            tensors |= numbered("kept", self.watch.kept) | optimizer_tensors(self.optimizer)
+        return Entry(facts, tensors)
+
+    def restore(self, entry: Entry) -> None:
+        self.update = entry.facts["update"]
+        self.points = [TrainingPoint.model_validate(point) for point in entry.facts["points"]]
+        self._started = time.monotonic() - entry.facts["seconds"]
+        overwrite(self.learning, "weight", entry.tensors)
+        if "watch" in entry.facts:
+            self.watch.restore(entry.facts["watch"], entry.tensors)
+            restore_optimizer(self.optimizer, entry.tensors)
 
 
 class _Watch:
@@ -234,7 +290,7 @@ class _Watch:
         self._returns = 0
         self._recent: list[float] = []
         self._kept_at = 0.0
-        self._kept = self._copy()
+        self.kept = self._copy()
 
     def went_wrong(self, loss: float, update: int, share: float, *, fading: bool) -> bool:
         """Whether this update's loss is no number or has run away; if so the weights are the last good ones again.
@@ -247,7 +303,7 @@ class _Watch:
         if not self._bad(loss, fading=fading):
             self._recent = [*self._recent[-RECENT + 1 :], loss]
             if share >= self._kept_at + KEPT_SHARE - ROUNDING:
-                self._kept, self._kept_at = self._copy(), share
+                self.kept, self._kept_at = self._copy(), share
             return False
         if update == 0 or self._returns == MOST_RETURNS:
             raise NonFiniteLoss(
@@ -256,6 +312,20 @@ class _Watch:
             )
         self._return(loss, update)
         return True
+
+    def facts(self) -> dict[str, object]:
+        """All that it knows but the weights that it keeps."""
+        return {
+            "rate_factor": self.rate_factor,
+            "returns": self._returns,
+            "recent": self._recent,
+            "kept_at": self._kept_at,
+        }
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.rate_factor, self._returns = facts["rate_factor"], facts["returns"]
+        self._recent, self._kept_at = facts["recent"], facts["kept_at"]
+        overwrite(self.kept, "kept", tensors)
 
     def _bad(self, loss: float, *, fading: bool) -> bool:
         if not math.isfinite(loss):
@@ -266,7 +336,7 @@ class _Watch:
 
     def _return(self, loss: float, update: int) -> None:
         with torch.no_grad():
-            for parameter, kept in zip(self._learning, self._kept, strict=True):
+            for parameter, kept in zip(self._learning, self.kept, strict=True):
                 parameter.copy_(kept)
         self._recent = []
         self._returns += 1

@@ -115,4 +115,6 @@ def _facts(report: Report) -> Iterable[tuple[str, str]]:
     yield "System", environment.platform
     yield "Versions", ", ".join(f"{name} {version}" for name, version in sorted(environment.versions.items()))
     yield "Peak memory of the run", formatting.size(report.peak_memory_bytes)
+    if report.resumptions:
+        yield "Interruptions", f"{report.resumptions}; the run went on where it was"
     yield "Created", f"{report.created_at:%d %B %Y, %H:%M:%S %Z}".strip()

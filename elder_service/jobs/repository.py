@@ -155,6 +155,12 @@ def has_artifacts_below(session: Session, job_id: str, prefix: str) -> bool:
     return session.scalars(visible).one_or_none() is not None
 
 
+def is_over(session: Session, job_id: str) -> bool:
+    """Whether the job needs nothing more from any attempt: it has ended, or there is none of that id."""
+    open_job = select(JobRow.id).where(JobRow.id == job_id, JobRow.status.in_((Status.QUEUED, *ACTIVE)))
+    return session.scalars(open_job).one_or_none() is None
+
+
 def idempotency(session: Session, key: str, since: datetime) -> IdempotencyRow | None:
     row = session.get(IdempotencyRow, key)
     if row is not None and row.created_at < since:

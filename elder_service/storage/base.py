@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+JOURNAL = "journal"
+
 
 @dataclass(frozen=True)
 class StoredFile:
@@ -47,6 +49,19 @@ class Storage(Protocol):
 def attempt_prefix(job_id: str, attempt: int) -> str:
     """Folder of one attempt: files of an attempt that lost its job are never in the way of another's."""
     return f"jobs/{job_id}/attempt-{attempt}"
+
+
+def journal_prefix(job_id: str) -> str:
+    """Folder of what the attempts of a job found so far, for those that come after them; it goes when the job ends."""
+    return f"jobs/{job_id}/{JOURNAL}"
+
+
+def journal_of(prefix: str) -> str | None:
+    """Job whose journal's folder `prefix` is; None if it is no journal's."""
+    match prefix.split("/"):
+        case ["jobs", job_id, name] if name == JOURNAL:
+            return job_id
+    return None
 
 
 def attempt_of(prefix: str) -> tuple[str, int] | None:

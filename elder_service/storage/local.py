@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from elder_core.disk import sync
 from elder_service.errors import StorageFailed
 
 
@@ -21,9 +21,9 @@ class LocalStorage:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(source, partial)
-            _flush(partial)
+            sync(partial)
             partial.replace(target)
-            _flush(target.parent)
+            sync(target.parent)
         except OSError as error:
             with suppress(OSError):  # whatever is left of it is swept with the attempt
                 partial.unlink()
@@ -56,12 +56,3 @@ class LocalStorage:
         if not parts or key.startswith("/") or ".." in parts:
             raise StorageFailed(f"{key!r} is no storage key.")
         return self._root.joinpath(*parts)
-
-
-def _flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -105,6 +105,30 @@ def test_a_killed_child_is_told_of_and_tried_again(service: Service) -> None:
     assert service.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started", "job.failed"]
 
 
+def test_a_killed_job_goes_on_where_it_was_and_ends_with_the_same_bytes(service: Service) -> None:
+    worker = service.worker()
+    long = {"method": {"updates": 600}, "calibration": {"samples": 40, "sequence_length": 32}}
+    killed = service.submit(**long)
+    service.wait(killed, lambda job: running_steps(job) and job["progress"]["step"] > 100)
+    child_of(worker, killed).kill()
+    undisturbed = service.submit(**long)
+    jobs = [service.wait(job_id, ended) for job_id in (killed, undisturbed)]
+
+    assert [job["status"] for job in jobs] == ["succeeded", "succeeded"], service.logs()
+    assert [job["attempt"] for job in jobs] == [2, 1]
+    assert service.get(f"/v1/jobs/{killed}/report")["resumptions"] == 1
+    hashes = [
+        {
+            file["name"]: file["sha256"]
+            for file in service.get(f"/v1/jobs/{job_id}/artifacts")["data"]
+            if file["kind"] == "model"
+        }
+        for job_id in (killed, undisturbed)
+    ]
+    assert hashes[0] == hashes[1]
+    assert not list(Path(service.environment["ELDER_DATA_DIR"]).rglob("journal"))
+
+
 def test_a_killed_worker_costs_only_its_lease(service: Service) -> None:
     worker = service.worker()
     job_id = service.submit(**endless())

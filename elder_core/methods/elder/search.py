@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from elder_core.journal import Entry
 from elder_core.methods.base import Context
 from elder_core.methods.losses import loss_between, teacher_of
 from elder_core.methods.prefix import Prefix
@@ -61,6 +62,9 @@ class _Scores(ABC):
     def __init__(self, context: Context, parameters: ElderParameters) -> None:
         self.known: dict[Layers, float] = {}
         self._context = context
+        self._page = context.monitor.page("scores")
+        if self._page.recalled is not None:
+            self.known = {frozenset(layers): score for layers, score in self._page.recalled.facts["known"]}
         self._windows = context.windows[-parameters.search_samples :]
 
     def ascending(self, base: Layers, sets: Sequence[Layers]) -> list[Layers]:
@@ -71,6 +75,10 @@ class _Scores(ABC):
         missing = [layers for layers in sets if layers not in self.known]
         if missing:
             self.known.update(zip(missing, self._compute(base, missing), strict=True))
+            self._page.offer(
+                lambda: Entry({"known": [(sorted(layers), score) for layers, score in self.known.items()]})
+            )
+            self._context.monitor.check_cancelled()
         return sorted(sets, key=lambda layers: self.known[layers])
 
     @abstractmethod

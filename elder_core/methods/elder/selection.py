@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from elder_core.gates import gated
+from elder_core.journal import Entry
 from elder_core.methods.base import Chooser, Context, Selection
 from elder_core.methods.elder.search import refine
+from elder_core.methods.kept import optimizer_tensors, restore_optimizer
 from elder_core.methods.losses import loss_of, require_finite, teacher_of
 from elder_core.methods.mathematics import proximal_step, ranking
 from elder_core.parameters import ElderParameters, GateOptimizer, Loss
@@ -112,25 +115,63 @@ def learn(
     weights[bypass] = 0
     weights.requires_grad_()
     active = [layer for layer in range(len(layers)) if layer not in bypass]
-    update = _updater(parameters, weights)
+    update = _UPDATES[parameters.gate_optimizer](parameters, weights)
     teacher = teacher_of(context.model) if parameters.gate_loss is Loss.KL else None
-    path, losses, first = [], [], number * parameters.gate_steps
-    patience = _Patience(parameters.gate_patience, counts, bypass)
-    for step in range(first, first + parameters.gate_steps):
+    page = context.monitor.page("weights")
+    learning = _Learning(weights, update, _Patience(parameters.gate_patience, counts, bypass))
+    if page.recalled is not None:
+        learning.restore(page.recalled)
+    first = number * parameters.gate_steps
+    for step in range(first + len(learning.losses), first + parameters.gate_steps):
+        if learning.settled:
+            break
         ids = context.batch(step, parameters.gate_batch_size)
         chosen = dealt(active, parameters.gate_share, seed=context.seed, step=step)
         wanted = teacher(ids) if teacher else None
         with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
             loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
         require_finite(loss.detach(), "The loss of the layer weights", step + 1)
-        update(loss, chosen)
-        path.append(weights.detach().cpu().clone())
-        losses.append(loss.item())
-        mean = float(path[-1][active].mean())
-        context.monitor.step(step + 1, rounds * parameters.gate_steps, loss=losses[-1], gate_mean=mean)
-        if patience.ended(path[-1]):
-            break
-    return Round(path[-1], torch.stack(path), tuple(losses))
+        learning.step(loss, chosen)
+        page.offer(learning.entry)
+        mean = float(learning.path[-1][active].mean())
+        context.monitor.step(step + 1, rounds * parameters.gate_steps, loss=loss.item(), gate_mean=mean)
+    page.keep(learning.entry())
+    return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses))
+
+
+class _Learning:
+    """Where a round stands: the path of the weights so far, and whether it has `settled`."""
+
+    def __init__(self, weights: Tensor, update: _Update, patience: _Patience) -> None:
+        self.path: list[Tensor] = []
+        self.losses: list[float] = []
+        self.settled = False
+        self._weights = weights
+        self._update = update
+        self._patience = patience
+
+    def step(self, loss: Tensor, chosen: list[int]) -> None:
+        """One update of the `chosen` weights, by the gradient of `loss`."""
+        self._update(loss, chosen)
+        self._note(self._weights.detach().cpu().clone(), loss.item())
+
+    def entry(self) -> Entry:
+        optimizer = self._update.optimizer
+        known = {} if optimizer is None else optimizer_tensors(optimizer)
+        return Entry({"losses": self.losses}, {"path": torch.stack(self.path), **known})
+
+    def restore(self, entry: Entry) -> None:
+        for weights, loss in zip(entry.tensors["path"], entry.facts["losses"], strict=True):
+            self._note(weights, loss)
+        with torch.no_grad():
+            self._weights.copy_(self.path[-1])
+        if self._update.optimizer is not None:
+            restore_optimizer(self._update.optimizer, entry.tensors)
+
+    def _note(self, weights: Tensor, loss: float) -> None:
+        self.path.append(weights)
+        self.losses.append(loss)
+        self.settled = self._patience.ended(weights)
 
 
 class _Patience:
@@ -183,32 +224,49 @@ def dealt(active: list[int], share: float, *, seed: int, step: int) -> list[int]
     return sorted(order[hand::hands].tolist())
 
 
-def _updater(parameters: ElderParameters, weights: Tensor) -> Callable[[Tensor, list[int]], None]:
+class _Update(ABC):
     """What one loss does, in place, to those of `weights` `[layers]` that were in effect."""
-    if parameters.gate_optimizer is GateOptimizer.PROXIMAL:
-        return lambda loss, chosen: _proximal_update(parameters, weights, loss, chosen)
-    optimizer = torch.optim.Adam([weights], lr=parameters.gate_learning_rate)
 
-    def adam_update(loss: Tensor, chosen: list[int]) -> None:
-        optimizer.zero_grad()
-        (loss + parameters.gate_penalty * weights[chosen].abs().sum()).backward()  # type: ignore[no-untyped-call]
+    optimizer: torch.optim.Optimizer | None = None
+
+    def __init__(self, parameters: ElderParameters, weights: Tensor) -> None:
+        self._parameters = parameters
+        self._weights = weights
+
+    @abstractmethod
+    def __call__(self, loss: Tensor, chosen: list[int]) -> None: ...
+
+
+class _Adam(_Update):
+    optimizer: torch.optim.Adam
+
+    def __init__(self, parameters: ElderParameters, weights: Tensor) -> None:
+        super().__init__(parameters, weights)
+        self.optimizer = torch.optim.Adam([weights], lr=parameters.gate_learning_rate)
+
+    def __call__(self, loss: Tensor, chosen: list[int]) -> None:
+        weights = self._weights
+        self.optimizer.zero_grad()
+        (loss + self._parameters.gate_penalty * weights[chosen].abs().sum()).backward()  # type: ignore[no-untyped-call]
         resting = weights.detach().clone()
-        optimizer.step()
+        self.optimizer.step()
         resting[chosen] = weights.detach()[chosen]
         with torch.no_grad():
             weights.copy_(resting)  # Adam's momentum moves the others too
 
-    return adam_update
+
+class _Proximal(_Update):
+    def __call__(self, loss: Tensor, chosen: list[int]) -> None:
+        (gradient,) = torch.autograd.grad(loss, self._weights)
+        stepped = proximal_step(
+            self._weights.detach()[chosen],
+            gradient[chosen],
+            learning_rate=self._parameters.gate_learning_rate,
+            penalty=self._parameters.gate_penalty,
+            longest_move=LONGEST_MOVE,
+        )
+        with torch.no_grad():
+            self._weights[chosen] = stepped
 
 
-def _proximal_update(parameters: ElderParameters, weights: Tensor, loss: Tensor, chosen: list[int]) -> None:
-    (gradient,) = torch.autograd.grad(loss, weights)
-    stepped = proximal_step(
-        weights.detach()[chosen],
-        gradient[chosen],
-        learning_rate=parameters.gate_learning_rate,
-        penalty=parameters.gate_penalty,
-        longest_move=LONGEST_MOVE,
-    )
-    with torch.no_grad():
-        weights[chosen] = stepped
+_UPDATES: dict[GateOptimizer, type[_Update]] = {GateOptimizer.PROXIMAL: _Proximal, GateOptimizer.ADAM: _Adam}

@@ -13,6 +13,7 @@ from elder_core.evaluation import evaluate as module
 from elder_core.evaluation import speed
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.evaluate import EvaluationResult, evaluate, ratios
+from elder_core.monitor import Monitor
 from elder_core.spec import EvaluationSpec, Measurement, Progress, Stage
 from elder_core.surgery import remove_layers
 
@@ -30,7 +31,7 @@ def measured(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Any:
-    """`measured(spec, **settings)` evaluates a tiny model less two layers, without the memory's own process."""
+    """`measured(spec, monitor)` evaluates a tiny model less two layers, without the memory's own process."""
     monkeypatch.setattr(speed, "FEWEST_ROUNDS", 1)
     monkeypatch.setattr(speed, "MOST_ROUNDS", 1)
     monkeypatch.setattr(module, "peak_memory", lambda path, *_, **__: 1000 if path == tiny_checkpoint else 700)
@@ -39,7 +40,9 @@ def measured(
     pruned.save_pretrained(tmp_path)
     windows = torch.randint(1, 257, (4, 24), generator=torch.Generator().manual_seed(1))
 
-    def run(spec: EvaluationSpec, **settings: Any) -> EvaluationResult:
+    def run(spec: EvaluationSpec, monitor: Monitor | None = None) -> EvaluationResult:
+        monitor = monitor or Monitor()
+        monitor.stage = Stage.EVALUATING
         return evaluate(
             lambda: (tiny_llama, pruned),
             tiny_tokenizer,
@@ -50,7 +53,7 @@ def measured(
             work=speed.workload(windows, limit=64, device=torch.device("cpu")),
             dense_path=tiny_checkpoint,
             pruned_path=tmp_path,
-            **settings,
+            monitor=monitor,
         )
 
     return run
@@ -87,7 +90,7 @@ def test_prompts_of_the_spec_are_used(measured: Any) -> None:
 @pytest.mark.parametrize("spec", [EvaluationSpec(), EvaluationSpec(speed=False, generation=False)])
 def test_progress_grows_to_its_total(measured: Any, spec: EvaluationSpec) -> None:
     seen: list[Progress] = []
-    measured(spec, progress=seen.append)
+    measured(spec, Monitor(seen.append))
 
     steps = [one.step for one in seen]
     assert steps == sorted(steps)
@@ -104,20 +107,17 @@ def test_memory_that_cannot_be_measured_is_left_out(
         raise error
 
     monkeypatch.setattr(module, "peak_memory", fail)
-    warnings: list[str] = []
-    found = measured(EvaluationSpec(generation=False), warn=warnings.append)
+    monitor = Monitor()
+    found = measured(EvaluationSpec(generation=False), monitor)
 
     assert found.evaluation.before.peak_memory_bytes is None
     assert found.evaluation.before.decode_tokens_per_second is not None
-    assert warnings == [f"Peak memory is not known: {error.message}"] * 2
+    assert monitor.warnings == [f"Peak memory is not known: {error.message}"]
 
 
 def test_can_be_cancelled(measured: Any) -> None:
-    def cancel() -> None:
-        raise Cancelled
-
     with pytest.raises(Cancelled):
-        measured(EvaluationSpec(), check_cancelled=cancel)
+        measured(EvaluationSpec(), Monitor(cancelled=lambda: True))
 
 
 def test_ratios_are_after_over_before_of_what_both_have() -> None:

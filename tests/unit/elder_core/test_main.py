@@ -50,6 +50,16 @@ def test_prune_writes_the_checkpoint_with_its_report(
     assert "perplexity" in result.stdout
 
 
+def test_prune_goes_on_from_its_journal(tiny_checkpoint: Path, texts: dict[str, str], tmp_path: Path) -> None:
+    arguments = ["--model", str(tiny_checkpoint), "--ratio", "0.34", "--journal", str(tmp_path / "journal")]
+    resumptions = []
+    for out in (tmp_path / "first", tmp_path / "second"):
+        result = invoke("prune", *arguments, "--out", str(out), settings=QUICK + LIGHT, **texts)
+        assert result.exit_code == 0, result.output
+        resumptions.append(Report.model_validate_json((out / "report.json").read_text()).resumptions)
+    assert resumptions == [0, 1]
+
+
 def test_cut_writes_the_checkpoint_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--model", str(tiny_checkpoint), "--layers", "4,1", "--out", str(out))

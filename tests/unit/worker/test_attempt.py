@@ -38,10 +38,12 @@ class FakeChild:
     connection: Connection
     theirs: Connection
     stopped: list[float] = field(default_factory=list)
+    kept: bool = False
     killed: bool = False
 
-    def stop(self, grace_seconds: float) -> None:
+    def stop(self, grace_seconds: float, *, keep: bool = False) -> None:
         self.stopped.append(grace_seconds)
+        self.kept = keep
 
     def kill(self) -> None:
         self.killed = True
@@ -224,6 +226,7 @@ def test_cancel_stops_the_process_with_the_grace_that_is_set(
     quick = settings.model_copy(update={"cancel_poll_seconds": 0.05})
     assert not attempt(quick, sessions, held, pulse).run(lambda: child)
     assert child.stopped == [settings.cancel_grace_seconds]
+    assert not child.kept
     assert job(sessions, held).status == Status.CANCELLED
 
 
@@ -234,6 +237,7 @@ def test_drain_gives_the_job_back(settings: Settings, sessions: SessionFactory, 
     assert not attempt(settings, sessions, held, pulse, draining).run(lambda: child)
     row = job(sessions, held)
     assert (row.status, row.failures) == (Status.QUEUED, 0)
+    assert child.kept
 
 
 def test_a_cancelled_job_is_over_within_three_seconds() -> None:

@@ -14,7 +14,7 @@ import pytest
 from elder_core.inspection import Sources
 from elder_core.spec import JobSpec, ModelRef
 from worker import child as module
-from worker.child import Assignment, Child, log_tail
+from worker.child import DISCARD, Assignment, Child, log_tail
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def assignment(tmp_path: Path) -> Assignment:
         device="cpu",
         scratch=tmp_path / "scratch",
         artifacts_dir=tmp_path / "artifacts",
+        journal_seconds=60,
     )
 
 
@@ -34,6 +35,7 @@ def silent(assignment: Assignment, connection: Connection) -> None:
     """Close the pipe and go on, deaf to SIGTERM."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(DISCARD, signal.SIG_IGN)
     assignment.log_path.write_text("before\nlast words\n")
     connection.close()
     time.sleep(600)

@@ -16,7 +16,7 @@ from elder_service.db.schema import migrate
 from elder_service.jobs import attempts
 from elder_service.jobs.attempts import Claim, Outcome
 from elder_service.settings import Settings
-from elder_service.storage.base import StoredFile, attempt_of, attempt_prefix
+from elder_service.storage.base import StoredFile, attempt_of, attempt_prefix, journal_prefix
 from elder_service.storage.local import LocalStorage
 from tests.unit.elder_service.conftest import submit
 from worker.maintenance import Maintenance
@@ -82,6 +82,31 @@ def test_files_of_an_attempt_that_gave_up_its_job_go(
     job_folder = f"jobs/{first.job_id}"
     assert list(storage.list_prefixes(job_folder)) == [f"{job_folder}/attempt-2"]
     assert storage.path(kept.key).is_file()
+
+
+def test_a_journal_goes_when_its_job_has_ended(
+    maintenance: Maintenance, settings: Settings, sessions: SessionFactory, storage: LocalStorage
+) -> None:
+    submit(sessions)
+    held = claim(sessions)
+    prefixes = [journal_prefix(held.job_id), journal_prefix("job_unknown")]
+    settings.data_dir.mkdir(exist_ok=True)
+    for prefix in prefixes:
+        page = settings.data_dir / "page"
+        page.write_bytes(b"abc")
+        storage.put(f"{prefix}/page", page)
+
+    maintenance.sweep()
+    there = [(settings.artifacts_dir / prefix).exists() for prefix in prefixes]
+    with sessions.begin() as session:
+        attempts.give_back(session, held)
+    maintenance.sweep()
+    there.append((settings.artifacts_dir / prefixes[0]).exists())
+    succeed(sessions, claim(sessions), write_file(storage, settings, held))
+    maintenance.sweep()
+    there.append((settings.artifacts_dir / prefixes[0]).exists())
+
+    assert there == [True, False, True, False]
 
 
 def test_a_folder_that_is_no_attempts_stays(maintenance: Maintenance, settings: Settings) -> None:
