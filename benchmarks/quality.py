@@ -42,7 +42,7 @@ from elder_core.evaluation.environment import environment
 from elder_core.evaluation.quality import quality
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.methods.base import Context, Method, Selection
-from elder_core.methods.losses import frozen_copy, teacher_of
+from elder_core.methods.losses import Teacher, frozen_copy
 from elder_core.methods.mathematics import kl_divergence
 from elder_core.methods.training import train
 from elder_core.monitor import Monitor
@@ -359,7 +359,7 @@ def _train(
     """Train by the method itself, or without the layers from the first update on."""
     if recipe.then is None:
         return type(method)(parameters).regularize(context, removed)
-    teacher = teacher_of(frozen_copy(context.model)) if parameters.loss is Loss.KL else None
+    teacher = Teacher(frozen_copy(context.model)) if parameters.taught else None
     _prepare(context, method, recipe, removed)
     return train(context, parameters, removed, teacher=teacher)
 

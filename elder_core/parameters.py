@@ -89,8 +89,20 @@ class TrainingParameters(Strict):
         le=1,
         description="Peak learning rate of training (AdamW); null takes 0.13 / hidden size, ten times that for LoRA.",
     )
+    matching: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="Weight of 1 − cos(hidden state, the unpruned model's), the mean over what enters each layer that "
+        "stays and what leaves the last, added to the loss.",
+    )
     weights: Weights = Field(default=Weights.FULL, description="Which weights training changes.")
     lora_rank: int = Field(default=16, ge=1, le=4096, description="Rank of the addition, where weights is lora.")
+
+    @property
+    def taught(self) -> bool:
+        """Whether training asks the unpruned model."""
+        return self.loss is Loss.KL or self.matching > 0
 
     @property
     def trains(self) -> bool:

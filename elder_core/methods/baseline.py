@@ -13,9 +13,9 @@ from torch import Tensor
 from elder_core.errors import NonFiniteLoss
 from elder_core.journal import Entry
 from elder_core.methods.base import Context, Method, Selection
-from elder_core.methods.losses import frozen_copy, teacher_of
+from elder_core.methods.losses import Teacher, frozen_copy
 from elder_core.methods.training import Budget, train
-from elder_core.parameters import BaselineParameters, Loss, TrainingParameters
+from elder_core.parameters import BaselineParameters, TrainingParameters
 from elder_core.spec import TrainingPoint
 
 P = TypeVar("P", bound=TrainingParameters)
@@ -33,7 +33,7 @@ class Baseline(Method, Generic[P]):
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         trains = not Budget.of(self.parameters, context.windows.shape[1]).nothing
-        teacher = teacher_of(frozen_copy(context.model)) if trains and self.parameters.loss is Loss.KL else None
+        teacher = Teacher(frozen_copy(context.model)) if trains and self.parameters.taught else None
         self.compensate(context, removed)
         return train(context, self.parameters, removed, teacher=teacher)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from elder_core.journal import Entry
 from elder_core.methods.base import Context, Selection
 from elder_core.methods.baseline import ScoringBaseline, require_numbers
-from elder_core.methods.losses import teacher_of
+from elder_core.methods.losses import Teacher
 from elder_core.methods.mathematics import kl_divergence
 from elder_core.methods.prefix import Prefix
 from elder_core.parameters import EvoPressParameters
@@ -131,7 +131,7 @@ def kl_without(context: Context, ids: Tensor, sets: Sequence[Layers], like: Laye
     What the sets have in common with the set `like` at the beginning of the model is computed once. A set without
     which the model answers no numbers is infinitely far away.
     """
-    whole = teacher_of(context.model)(ids)
+    whole = Teacher(context.model)(ids)
     prefix = Prefix(context.model, ids, like)
     found = torch.stack([kl_divergence(prefix.logits(layers), whole) for layers in sets])
     return found.double().nan_to_num(math.inf, posinf=math.inf).cpu()

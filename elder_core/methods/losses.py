@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,11 +13,34 @@ from transformers import PreTrainedModel
 
 from elder_core.devices import autocast, computes_in_bfloat16
 from elder_core.errors import NonFiniteLoss
+from elder_core.gates import observed
 from elder_core.methods.mathematics import kl_divergence, next_token_cross_entropy
 from elder_core.parameters import Loss
+from elder_core.surgery import decoder_layers
 
-Teacher = Callable[[Tensor], Tensor]
-"""From token ids `[batch, seq]` to the unpruned model's logits `[batch, seq, vocabulary]`."""
+
+@dataclass(frozen=True)
+class Teacher:
+    """The unpruned model: `model`, as it is within a context that `unchanged` makes."""
+
+    model: PreTrainedModel
+    unchanged: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Logits `[batch, seq, vocabulary]` of `ids` `[batch, seq]`."""
+        with self.unchanged():
+            return logits_of(self.model, ids)
+
+    def states(self, ids: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The logits, and the hidden states `[batch, seq, hidden]` that leave `layers`."""
+        with observed(decoder_layers(self.model), leaving, layers) as seen:
+            return self(ids), dict(seen)
+
+
+def leaving(_: Tensor, y: Tensor) -> Tensor:
+    """Looks at what leaves a layer (gates.Look)."""
+    return y
 
 
 def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -23,16 +48,6 @@ def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
     with autocast(ids.device):
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
-
-
-def teacher_of(model: PreTrainedModel) -> Teacher:
-    """`model` as it is whenever the teacher is asked; it may be the trained model itself while that is untouched."""
-
-    @torch.no_grad()
-    def teacher(ids: Tensor) -> Tensor:
-        return logits_of(model, ids)
-
-    return teacher
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

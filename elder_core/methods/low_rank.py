@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from elder_core.methods.losses import Teacher
-
 
 class LowRank(nn.Module):
     """W → W + B·A, with B `[rows, rank]` from 0 on and A `[rank, columns]` drawn; W alone while it is not `on`."""
@@ -50,19 +48,16 @@ def low_rank(model: PreTrainedModel, layers: Sequence[nn.Module], rank: int, *, 
             parameter.requires_grad_(True)
 
 
-def switched_off(teacher: Teacher, additions: Sequence[LowRank]) -> Teacher:
-    """`teacher`, asked without the additions."""
-
-    def dense(ids: Tensor) -> Tensor:
+@contextmanager
+def switched_off(additions: Sequence[LowRank]) -> Iterator[None]:
+    """The model without the additions."""
+    for addition in additions:
+        addition.on = False
+    try:
+        yield
+    finally:
         for addition in additions:
-            addition.on = False
-        try:
-            return teacher(ids)
-        finally:
-            for addition in additions:
-                addition.on = True
-
-    return dense
+            addition.on = True
 
 
 def _matrix(module: nn.Module) -> Tensor | None:

@@ -35,6 +35,11 @@ def next_token_cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
+def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
+    """1 − cos of the angle between `x` and `y` `[..., hidden]`, in float32, mean over all but the last dimension."""
+    return 1 - functional.cosine_similarity(x.float(), y.float(), dim=-1).mean()
+
+
 def kl_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Mean over tokens of KL(teacher ‖ model) in nats. Both `[batch, seq, vocabulary]`."""
     log_p = functional.log_softmax(logits.flatten(0, 1).float(), dim=-1)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from elder_core.devices import autocast
 from elder_core.gates import observed, overridden
-from elder_core.methods.losses import logits_of
+from elder_core.methods.losses import leaving, logits_of
 from elder_core.methods.mathematics import next_token_cross_entropy
 from elder_core.surgery import bypassed, decoder_layers
 
@@ -37,7 +37,7 @@ class Prefix:
         self._layers = decoder_layers(model)
         self.removed = frozenset(removed)
         with (
-            observed(self._layers, _output, range(len(self._layers))) as seen,
+            observed(self._layers, leaving, range(len(self._layers))) as seen,
             bypassed(model, removed),
             autocast(ids.device),
         ):
@@ -72,8 +72,3 @@ def rises_without_each(
     sets = [set(removed), *({*removed, layer} for layer in candidates)]
     losses = torch.stack([next_token_cross_entropy(prefix.logits(layers), ids) for layers in sets])
     return losses[1:] - losses[0]
-
-
-def _output(_: Tensor, y: Tensor) -> Tensor:
-    """Looks at what leaves a layer."""
-    return y

@@ -23,10 +23,10 @@ from elder_core.gates import gated, observed
 from elder_core.journal import Entry
 from elder_core.methods.base import Context
 from elder_core.methods.kept import numbered, optimizer_tensors, overwrite, restore_optimizer
-from elder_core.methods.losses import Teacher, frozen_copy, loss_of, teacher_of
+from elder_core.methods.losses import Teacher, frozen_copy, leaving, loss_of
 from elder_core.methods.low_rank import low_rank, switched_off
-from elder_core.methods.mathematics import annealed_gate, delta_norm, learning_rate_at
-from elder_core.parameters import Gate, Loss, Norm, TrainingParameters, Weights
+from elder_core.methods.mathematics import annealed_gate, cosine_distance, delta_norm, learning_rate_at
+from elder_core.parameters import Gate, Norm, TrainingParameters, Weights
 from elder_core.spec import TrainingPoint
 from elder_core.surgery import bypassed, decoder_layers
 
@@ -133,6 +133,8 @@ class _Run:
         self._fading = fading
         self._budget = budget
         self._peak = parameters.learning_rate or default_rate(parameters.weights, context.model)
+        layers = range(len(decoder_layers(self._model)))
+        self._matched = tuple(layer for layer in layers if layer + 1 not in removed)
         self._learning: list[nn.Parameter] = []
         self._teacher: Teacher | None = None
 
@@ -148,13 +150,13 @@ class _Run:
                     low_rank(self._model, chosen, self._parameters.lora_rank, seed=self._context.seed)
                 )
                 self._learning = [parameter for addition in additions for parameter in addition.parameters()]
-                own = switched_off(teacher_of(self._model), additions)
+                own = Teacher(self._model, partial(switched_off, additions))
             else:
-                if teacher is None and self._parameters.loss is Loss.KL:
-                    own = teacher_of(frozen_copy(self._model))
+                if teacher is None and self._parameters.taught:
+                    own = Teacher(frozen_copy(self._model))
                 self._model.float()  # small updates would be lost in bfloat16 weights
                 self._learning = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-            self._teacher = (teacher or own) if self._parameters.loss is Loss.KL else None
+            self._teacher = (teacher or own) if self._parameters.taught else None
             yield
 
     def updates(self) -> list[TrainingPoint]:
@@ -204,9 +206,7 @@ class _Run:
         loss, penalty = 0.0, 0.0
         for part in self._context.in_parts(ids):
             share = len(part) / len(ids)
-            wanted = None if self._teacher is None else self._teacher(part)
-            with self._weighted(gate) as norms:
-                found = loss_of(self._model, part, self._parameters.loss, wanted)
+            found, norms = self._loss(part, gate)
             pull = sum(norms.values(), torch.zeros((), device=self._context.device))
             objective = found if self._fading is None else found + self._fading.penalty * pull
             (share * objective).backward()  # type: ignore[no-untyped-call]
@@ -215,6 +215,20 @@ class _Run:
         if not math.isfinite(loss) or not bool(norm.isfinite()):
             return (loss if not math.isfinite(loss) else math.inf), None
         return loss, penalty if gate > 0 else None
+
+    def _loss(self, ids: Tensor, gate: float) -> tuple[Tensor, dict[int, Tensor]]:
+        """The scalar loss on `ids` `[batch, seq]`, and the norms of Δ; see _weighted."""
+        loss, matching = self._parameters.loss, self._parameters.matching
+        places = self._matched if matching else ()
+        logits, states = (None, {}) if self._teacher is None else self._teacher.states(ids, places)
+        with (
+            self._weighted(gate) as norms,
+            observed(decoder_layers(self._model), leaving, places) as seen,
+        ):
+            found = loss_of(self._model, ids, loss, logits)
+        for place in places:
+            found = found + matching / len(places) * cosine_distance(seen[place], states[place])
+        return found, norms
 
     @contextmanager
     def _weighted(self, gate: float) -> Iterator[dict[int, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 
 from elder_core.journal import Entry
 from elder_core.methods.base import Context
-from elder_core.methods.losses import loss_between, teacher_of
+from elder_core.methods.losses import Teacher, loss_between
 from elder_core.methods.prefix import Prefix
 from elder_core.methods.repair import Repair
 from elder_core.parameters import ElderParameters, Loss, SearchScore
@@ -93,7 +93,7 @@ class _Losses(_Scores):
         super().__init__(context, parameters)
         self._loss = parameters.gate_loss
         self._batch_size = parameters.search_batch_size
-        self._teacher = teacher_of(context.model) if self._loss is Loss.KL else None
+        self._teacher = Teacher(context.model) if self._loss is Loss.KL else None
 
     def _compute(self, base: Layers, sets: Sequence[Layers]) -> list[float]:
         total = torch.zeros(len(sets), dtype=torch.float64)

@@ -18,7 +18,7 @@ from elder_core.journal import Entry
 from elder_core.methods.base import Chooser, Context, Selection
 from elder_core.methods.elder.search import refine
 from elder_core.methods.kept import optimizer_tensors, restore_optimizer
-from elder_core.methods.losses import loss_of, require_finite, teacher_of
+from elder_core.methods.losses import Teacher, loss_of, require_finite
 from elder_core.methods.mathematics import proximal_step, ranking
 from elder_core.parameters import ElderParameters, GateOptimizer, Loss
 from elder_core.spec import GatePoint
@@ -116,7 +116,7 @@ def learn(
     weights.requires_grad_()
     active = [layer for layer in range(len(layers)) if layer not in bypass]
     update = _UPDATES[parameters.gate_optimizer](parameters, weights)
-    teacher = teacher_of(context.model) if parameters.gate_loss is Loss.KL else None
+    teacher = Teacher(context.model) if parameters.gate_loss is Loss.KL else None
     page = context.monitor.page("weights")
     learning = _Learning(weights, update, _Patience(parameters.gate_patience, counts, bypass))
     if page.recalled is not None:

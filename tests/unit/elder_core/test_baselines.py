@@ -19,7 +19,7 @@ from elder_core.methods.base import Context
 from elder_core.methods.baseline import Baseline
 from elder_core.methods.blocks import best_block, block_distances, boundary_states
 from elder_core.methods.evopress import EvoPress, kl_without, mutated
-from elder_core.methods.losses import logits_of, loss_of, teacher_of
+from elder_core.methods.losses import Teacher, logits_of, loss_of
 from elder_core.methods.mathematics import angular_distance, kl_divergence
 from elder_core.methods.prune_comp import PruneComp
 from elder_core.methods.replaceme import ReplaceMe, blocks_of
@@ -250,9 +250,9 @@ def test_evopress_finds_the_best_set_of_a_small_model(tiny_llama: PreTrainedMode
 
 def test_evopress_measures_kl_from_the_whole_model(tiny_llama: PreTrainedModel) -> None:
     context = context_of(tiny_llama)
-    whole = teacher_of(tiny_llama)(context.windows)
+    whole = Teacher(tiny_llama)(context.windows)
     with bypassed(tiny_llama, (1, 3)):
-        expected = kl_divergence(teacher_of(tiny_llama)(context.windows), whole)
+        expected = kl_divergence(Teacher(tiny_llama)(context.windows), whole)
     found = kl_without(context, context.windows, [frozenset({1, 3})], frozenset({1, 2}))
     assert found.tolist() == pytest.approx([expected.item()])
 

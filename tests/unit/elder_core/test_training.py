@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 
 import pytest
@@ -14,9 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from elder_core.errors import NonFiniteLoss
+from elder_core.gates import observed
 from elder_core.methods import base, training
 from elder_core.methods.base import Context
+from elder_core.methods.losses import Teacher, leaving, logits_of
 from elder_core.methods.low_rank import low_rank, switched_off
+from elder_core.methods.mathematics import cosine_distance
 from elder_core.methods.training import Fading, train
 from elder_core.monitor import Monitor
 from elder_core.parameters import ElderParameters, Loss, Norm, ShortGptParameters, TrainingParameters, Weights
@@ -196,13 +200,61 @@ def test_lora_is_merged_and_leaves_an_ordinary_model(context: Context, lora: Tra
 def test_the_teacher_of_lora_is_the_model_without_it(context: Context) -> None:
     model = context.model
     ids = context.windows[:2]
-    dense = model(input_ids=ids, use_cache=False).logits
+    dense = logits_of(model, ids)
     with low_rank(model, list(decoder_layers(model)), 2, seed=0) as additions:
         for addition in additions:
             torch.nn.init.normal_(addition.b)
-        teacher = switched_off(lambda given: model(input_ids=given, use_cache=False).logits, additions)
+        teacher = Teacher(model, partial(switched_off, additions))
         assert torch.equal(teacher(ids), dense)
-        assert not torch.allclose(model(input_ids=ids, use_cache=False).logits, dense)
+        logits, states = teacher.states(ids, [5])
+        assert torch.equal(logits, dense)
+        assert not torch.allclose(logits_of(model, ids), dense)
+    with observed(decoder_layers(model), leaving, [5]) as seen:
+        logits_of(model, ids)
+    assert not torch.allclose(seen[5], states[5])  # the additions are merged by now
+
+
+@pytest.mark.parametrize("loss", list(Loss))
+def test_matching_adds_the_distance_of_what_enters_the_layers_that_stay_and_leaves_the_last(
+    context: Context, loss: Loss
+) -> None:
+    """Without 2 and 4 of 6 layers these are what leaves 0, 2 and 4, which enters 1, 3 and 5, and what leaves 5."""
+    ids = context.batch(0, 2)
+    plain = QUICK.model_copy(update={"updates": 1, "loss": loss})
+    matched = plain.model_copy(update={"matching": 3.0})
+    layers = decoder_layers(context.model)
+    with observed(layers, leaving, range(6)) as whole:
+        logits_of(context.model, ids)
+    with bypassed(context.model, REMOVED), observed(layers, leaving, range(6)) as bare:
+        logits_of(context.model, ids)
+    distances = [cosine_distance(bare[place], whole[place]).item() for place in (0, 2, 4, 5)]
+    losses = []
+    for parameters in (plain, matched):
+        twin = Context(copy.deepcopy(context.model), context.windows, 0, context.device, Monitor())
+        losses.append(train(twin, parameters, REMOVED)[0].loss)
+
+    assert losses[1] - losses[0] == pytest.approx(3 * sum(distances) / 4, rel=1e-2)
+
+
+@pytest.mark.parametrize("weights", list(Weights))
+def test_matching_brings_hidden_states_nearer(context: Context, weights: Weights) -> None:
+    layers = decoder_layers(context.model)
+    ids = context.windows[:8]
+    with observed(layers, leaving, [5]) as whole, torch.no_grad():
+        context.model(input_ids=ids, use_cache=False)
+    distances = []
+    for matching in (0.0, 10.0):
+        twin = Context(copy.deepcopy(context.model), context.windows, 0, context.device, Monitor())
+        train(twin, QUICK.model_copy(update={"matching": matching, "weights": weights, "updates": 24}), REMOVED)
+        with (
+            bypassed(twin.model, REMOVED),
+            observed(decoder_layers(twin.model), leaving, [5]) as seen,
+            torch.no_grad(),
+        ):
+            twin.model(input_ids=ids, use_cache=False)
+        distances.append(float(cosine_distance(seen[5], whole[5])))
+
+    assert distances[1] < distances[0]
 
 
 def test_lora_works_where_matrices_stand_the_other_way(make_tiny: Callable[..., PreTrainedModel]) -> None:
