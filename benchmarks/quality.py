@@ -92,6 +92,7 @@ PAPER = ElderParameters(
     gate_share=1.0,
     layers_per_round=1,
     loss=Loss.CROSS_ENTROPY,
+    matching=0.0,
     norm=Norm.L2,
     penalty=1e-3,
     anneal_fraction=0.0,
@@ -101,6 +102,7 @@ PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
 # One ingredient of the default at a time, replaced by what it was before.
 ABLATION = "ablation: "
 WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
+    ("hidden states not matched", {"matching": 0.0}),
     ("sets searched by loss, not by what can be recovered", {"search_score": SearchScore.LOSS}),
     ("no search, the smallest learnt weights", {"search_samples": 0}),
     ("no learnt weights, the search alone", {"gate_steps": 1}),
@@ -128,6 +130,7 @@ def _recipes() -> tuple[Recipe, ...]:
     elder = ElderParameters()
     own = {"batch_size": elder.batch_size, "learning_rate": elder.learning_rate}
     distil, finetune = TrainingParameters(**own), TrainingParameters(loss=Loss.CROSS_ENTROPY, **own)
+    matched = TrainingParameters(matching=elder.matching, **own)  # trained as ELDeR trains
     choosers: dict[str, MethodParameters] = {
         "random": RandomParameters(),
         "last": LastParameters(),
@@ -148,10 +151,17 @@ def _recipes() -> tuple[Recipe, ...]:
         Recipe(f"elder with layers {name}", elder.model_copy(update=update), trained=True)
         for name, update in fading.items()
     ]
-    rows += [Recipe("elder's layers + fine-tune", elder, trained=True, then=finetune)]
+    rows += [
+        Recipe("elder's layers + fine-tune", elder, trained=True, then=finetune),
+        Recipe("elder's layers + distil", elder, trained=True, then=distil),
+    ]
     rows += [
         Recipe(f"{name} + distil", choosers[name], trained=True, then=distil)
         for name in ("sleb", "shortgpt", "uidl", "evopress", "replaceme", "prune&comp")
+    ]
+    rows += [
+        Recipe(f"{name} + ELDeR's training", choosers[name], trained=True, then=matched)
+        for name in ("sleb", "prune&comp")
     ]
     for name, paper in (("output gate", PAPER), ("residual gate", PAPER_RESIDUAL)):
         once = paper.model_copy(update={"layers_per_round": None, "search_samples": 0})

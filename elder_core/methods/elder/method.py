@@ -3,11 +3,11 @@
 After arXiv 2505.18232. The defaults depart from the paper where measurement favours it (see docs/log.md): weights on
 the residual branch learnt by proximal steps against the unpruned model's distribution, half of them at a time; a
 search that corrects the choice by whole sets, judged by what training can make up for; and a second stage that
-distils without the chosen layers from its first update on, which at the same operations is as good as letting them
-fade. The paper's own wording is a matter of parameters:
+distils, hidden states too, without the chosen layers from its first update on, which at the same operations is as good
+as letting them fade. The paper's own wording is a matter of parameters:
 
     gate=output  gate_optimizer=adam  gate_loss=cross_entropy  gate_penalty=5e-3  gate_share=1  layers_per_round=1
-    search_samples=0  loss=cross_entropy  norm=l2  penalty=1e-3  anneal_fraction=0
+    search_samples=0  loss=cross_entropy  matching=0  norm=l2  penalty=1e-3  anneal_fraction=0
 """
 
 from __future__ import annotations
