@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from operator import attrgetter
@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from elder_core.architectures import table
+from elder_core.architectures import nearest, table
 from elder_core.architectures.rules import Changes
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft
 
@@ -53,6 +53,17 @@ def removal_changes(model: PreTrainedModel, removed: Collection[int]) -> Changes
     row, settings = table.find(model.config.model_type), model.config.to_dict()
     table.check_settings(row, settings)
     return table.changes(row, settings, list(layer_map(len(decoder_layers(model)), removed)))
+
+
+def nearest_removable(
+    model: PreTrainedModel, removed: Collection[int], weights: Sequence[float] | None = None
+) -> tuple[int, ...] | None:
+    """The set nearest to `removed` that the config has words to do without, by `weights`; see nearest.nearest.
+
+    Raises:
+        UnsupportedArchitecture: the architecture is not in the table.
+    """
+    return nearest.nearest(table.find(model.config.model_type), model.config.to_dict(), removed, weights)
 
 
 def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int, int]:

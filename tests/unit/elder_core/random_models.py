@@ -1,4 +1,4 @@
-"""Random tiny configs of every supported architecture: depth, patterns by layer, windows, heads, tied embeddings or not.
+"""Random tiny configs of every supported family: depth, patterns by layer, windows, heads, embeddings tied or not.
 
 What is drawn for a family follows from its row in the table, so a new row needs nothing here.
 """
