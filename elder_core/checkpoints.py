@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -128,7 +127,7 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
             ignore_mismatched_sizes=True,  # only so that they are reported below
             output_loading_info=True,
         )
-    _check_loading(loading, table.find(resolved.info.model_type).obsolete)
+    _check_loading(loading, resolved.info)
     _check_finite(model)
     tokenizer = load_tokenizer(resolved.path)
     rows = model.get_input_embeddings().num_embeddings
@@ -141,12 +140,13 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
     return LoadedModel(model.to(device).eval(), tokenizer, resolved)
 
 
-def _check_loading(loading: dict[str, Any], obsolete: tuple[str, ...]) -> None:
+def _check_loading(loading: dict[str, Any], info: CheckpointInfo) -> None:
     """Refuse weights that do not fit the config: transformers would fill the gaps with random numbers."""
+    row = table.find(info.model_type)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         found = sorted(str(key) for key in loading.get(kind, ()))
         if kind == "unexpected_keys":
-            found = [key for key in found if not any(re.search(pattern, key) for pattern in obsolete)]
+            found = [key for key in found if row.keeps(key) and (row.place(key)[1] or 0) < info.layers]
         if found:
             raise ConfigMismatch(
                 f"Config and weights do not belong together: {len(found)} {kind.replace('_', ' ')}, such as "

@@ -73,6 +73,7 @@ def cut_saved(spec: JobSpec, source: Resolved, model_dir: Path, monitor: Monitor
         selection=selection,
         expected=None,
         training=(),
+        warnings=source.info.warnings,
     )
     with monitor.entered(Stage.EXPORTING):
         cutting.cut(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,19 +143,12 @@ def held_tensors(info: CheckpointInfo, *, compared_bytes: int | None = COMPARED_
         InvalidCheckpoint: a weight file is not valid.
     """
     row = table.find(info.model_type)
-    numbered = re.compile(rf"^(.*?\b{re.escape(row.stack.rpartition('.')[2])})\.(\d+)\.(.+)$")
     kept: dict[str, Held] = {}
     for file in weight_files(info.path):
         for name, tensor in read_header(file).items():
-            if not row.keeps(name):
-                continue
-            found = numbered.match(name)
-            if found and int(found[2]) >= info.layers:
-                continue  # see table.APPENDED
-            if found:
-                kept[name] = Held(f"{row.stack}.{{}}.{found[3]}", int(found[2]), file, tensor)
-            else:
-                kept[name] = Held(_full_name(name, row), None, file, tensor)
+            saved_name, layer = row.place(name)
+            if row.keeps(name) and (layer is None or layer < info.layers):  # see table.APPENDED
+                kept[saved_name.format(layer)] = Held(saved_name, layer, file, tensor)
     head = row.head
     settings = read_json_object(info.path / CONFIG_FILE)
     if head in kept and settings.get("tie_word_embeddings", row.tied):
@@ -177,13 +169,6 @@ def parameter_count(info: CheckpointInfo) -> int:
 
 def _same(one: Held, other: Held, limit: int | None) -> bool:
     return all(mine == theirs for mine, theirs in zip(one.read(limit), other.read(limit), strict=True))
-
-
-def _full_name(name: str, row: table.Architecture) -> str:
-    """As transformers saves it: the base model's own checkpoints leave out the name that it has in the whole."""
-    base = row.stack.partition(".")[0] + "."
-    head = row.head.rpartition(".")[0] + "."
-    return name if name.startswith((base, head)) else base + name
 
 
 def saved_type(info: CheckpointInfo, output: OutputSpec) -> str:

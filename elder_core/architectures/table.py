@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from elder_core.architectures.defaults import DEFAULTS
 from elder_core.architectures.rules import (
     AtLeastOne,
     Changes,
@@ -69,8 +70,9 @@ class Architecture:
     `head` is the output embedding's tensor in a checkpoint, and `tied` whether it is the input embedding's where the
     config does not say. `float32` are the names of tensors, or of modules around them, that are stored in float32
     whatever the others are stored in; `float32_in_files` are patterns of those that files name otherwise.
-    `refusals` are settings under which removing a layer would change the layers that stay. `obsolete` are patterns of
-    tensors that old checkpoints hold and that mean nothing any more.
+    `refusals` are settings under which removing a layer would change the layers that stay. `not_loaded` are patterns of
+    tensors that files hold and transformers does not load: what old versions computed with, and what predicts several
+    tokens at once. `aliases` are other names that a config.json may have for the settings above, each with the setting.
     """
 
     model_type: str
@@ -86,7 +88,8 @@ class Architecture:
     rules: tuple[Rule, ...] = ()
     unread: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
-    obsolete: tuple[str, ...] = ()
+    not_loaded: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     returns: int | None = None
     head: str = "lm_head.weight"
     tied: bool = False
@@ -99,16 +102,38 @@ class Architecture:
         return bool(self.writers) and not self.rules
 
     def keeps(self, tensor: str) -> bool:
-        """Whether the tensor of that name is saved again; others are computed anew, or mean nothing any more."""
-        return not any(re.search(pattern, tensor) for pattern in (*self.obsolete, RECOMPUTED))
+        """Whether the tensor of that name is saved again; others are computed anew, or not loaded at all."""
+        return not any(re.search(pattern, tensor) for pattern in (*self.not_loaded, RECOMPUTED))
+
+    def place(self, tensor: str) -> tuple[str, int | None]:
+        """What the tensor of that name in a file is saved as, with `{}` for the number of its layer; and that number.
+
+        The base model's own checkpoints leave out the name that it has in the whole model.
+        """
+        base, _, stack = self.stack.partition(".")
+        if found := re.match(rf"(?:{base}\.)?{re.escape(stack)}\.(\d+)\.(.+)", tensor):
+            return f"{self.stack}.{{}}.{found[2]}", int(found[1])
+        head = self.head.rpartition(".")[0]
+        return tensor if tensor.startswith((f"{base}.", f"{head}.")) else f"{base}.{tensor}", None
+
+    def completed(self, settings: Settings) -> Settings:
+        """A config as `config.json` has it, with what transformers would fill in as far as this row names it."""
+        names = (self.count, self.hidden, *filter(None, [self.positions]))
+        default = dict(zip(names, DEFAULTS.get(self.model_type, ()), strict=False))
+        renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
+        return {**default, **settings, **renamed}
 
     def keeps_float32(self, name: str) -> bool:
         """Whether the tensor `name` is stored in float32 whatever the others are stored in."""
         return any(re.search(rf"(^|\.){kept}($|\.)", name) for kept in (*self.float32, *self.float32_in_files))
 
 
-# how many layers, for predicting several tokens at once, a checkpoint keeps after the others; they are not loaded
+# how many layers for predicting several tokens at once there are, which are not loaded; those that the first of these
+# counts are kept after the others, as if they were more of them
 APPENDED = "num_nextn_predict_layers"
+PREDICTORS = (APPENDED, "mtp_num_hidden_layers")
+
+GPT = (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"), ("max_position_embeddings", "n_positions"))
 
 CACHE = "generating with a cache needs one layer with attention at least"
 
@@ -136,7 +161,8 @@ ARCHITECTURES: dict[str, Architecture] = {
                 ),
             ),
             tied=True,
-            obsolete=(r"\.attn\.masked_bias$",),  # once the number that masked
+            not_loaded=(r"\.attn\.masked_bias$",),  # once the number that masked,
+            aliases=GPT,
         ),
         Architecture(
             "gpt_neox",
@@ -171,6 +197,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             per_layer=("layer_types", "mlp_layer_types"),
             writers=(),
             float32=("e_score_correction_bias",),
+            not_loaded=(r"mlp\.post_mlp_layernorm",),
         ),
         Architecture(
             "bailing_hybrid",
@@ -212,6 +239,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             returns=2,
             writers=("self_attention.dense", "mlp.dense_4h_to_h"),
             tied=True,
+            aliases=(("num_hidden_layers", "n_layer"), ("n_embed", "hidden_size")),
         ),
         Architecture(
             "codegen",
@@ -222,6 +250,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions="n_positions",
             returns=2,
             writers=("attn.out_proj", "mlp.fc_out"),
+            aliases=GPT,
         ),
         Architecture("cohere", "CohereForCausalLM", "model.layers", tied=True),
         Architecture("cohere2", "Cohere2ForCausalLM", "model.layers", tied=True),
@@ -264,6 +293,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             writers=(),
             float32=("gate.weight", "moe_statics"),
             tied=True,
+            not_loaded=("mtp",),
         ),
         Architecture("exaone4", "Exaone4ForCausalLM", "model.layers", unread=("sliding_window_pattern",), writers=()),
         Architecture(
@@ -275,6 +305,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             unread=("sliding_window_pattern",),
             writers=(),
             float32=("e_score_correction_bias",),
+            not_loaded=("mtp.*",),
         ),
         Architecture(
             "falcon",
@@ -284,6 +315,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             returns=2,
             writers=("self_attention.dense", "mlp.dense_4h_to_h"),
             tied=True,
+            aliases=(("n_embed", "hidden_size"),),
         ),
         Architecture("falcon_h1", "FalconH1ForCausalLM", "model.layers", returns=1, writers=()),
         Architecture(
@@ -336,6 +368,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions="n_positions",
             writers=("attn.c_proj", "mlp.c_proj"),
             tied=True,
+            aliases=GPT,
         ),
         Architecture(
             "gpt_neo",
@@ -358,6 +391,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions="n_positions",
             returns=2,
             writers=("attn.out_proj", "mlp.fc_out"),
+            aliases=GPT,
         ),
         Architecture("granite", "GraniteForCausalLM", "model.layers", writers=()),
         Architecture(
@@ -419,6 +453,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             per_layer=("layer_types", "mlp_layer_types"),
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             writers=(),
+            aliases=(("max_position_embeddings", "model_max_length"),),
         ),
         Architecture(
             "kolibri1",
@@ -472,7 +507,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mamba", "MambaForCausalLM", "backbone.layers", positions=None, writers=(), tied=True),
         Architecture("mamba2", "Mamba2ForCausalLM", "backbone.layers", positions=None, writers=()),
         Architecture(
-            "mellum", "MellumForCausalLM", "model.layers", per_layer=("layer_types", "mlp_layer_types"), writers=()
+            "mellum",
+            "MellumForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            writers=(),
+            not_loaded=(r"^mtp\.",),
         ),
         Architecture(
             "mimo_v2_flash",
@@ -481,6 +521,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             per_layer=("layer_types", "mlp_layer_types"),
             writers=(),
             float32=("e_score_correction_bias",),
+            not_loaded=(r"^model\.mtp\.",),
         ),
         Architecture(
             "minicpm3",
@@ -504,6 +545,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             returns=2,
             writers=("attn.out_proj", "ffn.down_proj"),
             tied=True,
+            aliases=(("num_hidden_layers", "n_layers"), ("hidden_size", "d_model")),
         ),
         Architecture("nanochat", "NanoChatForCausalLM", "model.layers", writers=()),
         Architecture("nemotron", "NemotronForCausalLM", "model.layers"),
@@ -519,6 +561,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 AtLeastOne("layer_types", "linear_attention", "its config does not allow that"),
             ),
             writers=(),
+            not_loaded=("^mtp.*",),
         ),
         Architecture("olmoe", "OlmoeForCausalLM", "model.layers", writers=()),
         Architecture(
@@ -541,6 +584,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             writers=(),
+            not_loaded=("^mtp.*", "^model.visual.*"),
         ),
         Architecture(
             "qwen3_5_text",
@@ -548,6 +592,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             writers=(),
+            not_loaded=("^mtp.*", "^model.visual.*"),
         ),
         Architecture(
             "qwen3_moe",
@@ -565,6 +610,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 Step("decoder_sparse_step", "mlp_only_layers"),
             ),
             writers=(),
+            not_loaded=("^mtp.*",),
         ),
         Architecture(
             "recurrent_gemma",
@@ -601,6 +647,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             hidden="d_model",
             writers=("self_attn.out_proj", "fc2"),
             tied=True,
+            aliases=(("num_hidden_layers", "num_layers"), ("hidden_size", "d_model")),
         ),
         Architecture("youtu", "YoutuForCausalLM", "model.layers", writers=(), tied=True),
     )
@@ -743,7 +790,7 @@ def find(model_type: str) -> Architecture:
     )
 
 
-def check_settings(row: Architecture, settings: dict[str, object]) -> None:
+def check_settings(row: Architecture, settings: Settings) -> None:
     """Refuse a config, given as `field → value`, from which no layer can be removed.
 
     Raises:
@@ -766,8 +813,7 @@ def changes(row: Architecture, settings: Settings, kept: Sequence[int]) -> Chang
     count = settings[row.count]
     assert isinstance(count, int)
     found: Changes = {row.count: len(kept)}
-    if settings.get(APPENDED):
-        found[APPENDED] = 0
+    found |= {name: 0 for name in PREDICTORS if settings.get(name)}
     rules: tuple[Rule, ...] = (*map(PerLayer, row.per_layer), *map(Threshold, row.thresholds), *row.rules)
     for rule in rules:
         try:
