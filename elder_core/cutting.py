@@ -52,7 +52,8 @@ def cut(
     """Write the checkpoint `source` without the layers `removed` to `model_dir`; it appears whole or not at all.
 
     The tensors, and the config, are to the byte those that loading, remove_layers and save would write; where there are
-    several files, they may be divided elsewhere. A tensor goes through memory in parts of 16 MiB. `step(done, total)` is told of every tensor, and may end it by raising.
+    several files, they may be divided elsewhere. A tensor goes through memory in parts of 16 MiB. `step(done, total)`
+    is told of every tensor, and may end it by raising.
 
     Raises:
         OutputExists: `model_dir` is not empty.

@@ -43,8 +43,8 @@ LONGEST_DEFAULT = 2048  # tokens a sequence where nothing else is asked for
 BEGINNING_BYTES = 1 << 20  # as much of a text as is looked at before a job is taken
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte")  # what token embeddings are called
 LEFT_OUT = (
-    "The checkpoint also holds layers for predicting several tokens at once, made for the model as it was; they are left "
-    "out of the result, whose config says that there are none."
+    "The checkpoint also holds layers for predicting several tokens at once, made for the model as it was; they are "
+    "left out of the result, whose config says that there are none."
 )
 PREDICTOR = re.compile(r"(^|[._])mtp[._]")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did to the model, before it was evaluated; `warnings` are those of a cut, which no report may follow."""
+    """What a run did to the model, before it was evaluated. `warnings` are those of a cut, which may have no report."""
 
     summary: ModelSummary
     layers: tuple[LayerReport, ...]
