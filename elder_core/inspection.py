@@ -89,7 +89,7 @@ class CheckpointInfo:
     `architecture` is the class of the model in transformers. `max_positions` is the longest sequence, None where the
     architecture has no limit. `dtype` is the number type that most of the weights are stored in, in torch's words.
     `weight_bytes` is the size of its safetensors files. `predictors`: they also hold layers for predicting several
-    tokens at once, which are neither loaded nor saved again.
+    tokens at once, which are neither loaded nor saved again. `text_type`: see table.Architecture.
     """
 
     path: Path
@@ -101,6 +101,12 @@ class CheckpointInfo:
     dtype: str
     weight_bytes: int
     predictors: bool = False
+    text_type: str | None = None
+
+    @property
+    def row(self) -> table.Architecture:
+        """What the table says of the model."""
+        return table.find(self.model_type, self.text_type)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -157,7 +163,7 @@ def inspect_config(settings: Settings) -> ConfigFacts:
     Raises:
         ConfigMismatch, InvalidCheckpoint, QuantizedCheckpoint, UnsupportedArchitecture: see each.
     """
-    row = table.find(str(settings.get("model_type") or "none"))
+    row = table.find_for(settings)
     for field_name in ("quantization_config", "compression_config"):
         if settings.get(field_name):
             raise QuantizedCheckpoint(
@@ -165,9 +171,10 @@ def inspect_config(settings: Settings) -> ConfigFacts:
                 "in float32, bfloat16 or float16, and quantise the pruned result.",
                 loc=MODEL,
             )
-    settings = row.completed(settings)
     table.check_settings(row, settings)
     _check_class(row, settings)
+    settings = row.completed(table.text_settings(row, settings))
+    table.check_settings(row, settings)
     layers = _whole_number(settings, row.count, MAX_LAYERS)
     for field_name in row.per_layer:
         entries = settings.get(field_name)
@@ -199,7 +206,7 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
     weights = summarize(weight_files(path))
     _refuse_unmerged(weights.tensors)
     _check_layers(facts, weights)
-    _check_shapes(facts, facts.row.completed(settings), weights)
+    _check_shapes(facts, facts.row.completed(table.text_settings(facts.row, settings)), weights)
     return CheckpointInfo(
         path=path,
         model_type=facts.row.model_type,
@@ -210,6 +217,7 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
         dtype=weights.dtype,
         weight_bytes=weights.total_bytes,
         predictors=any(_predicts(facts, name) for name in weights.tensors),
+        text_type=facts.row.text_type,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elder_core.architectures import table
+from elder_core.architectures.rules import Settings
 from elder_core.errors import InvalidCheckpoint, NoLayerLeft, TargetAlreadyMet, TargetUnreachable
 from elder_core.inspection import CONFIG_FILE, MODEL, CheckpointInfo
 from elder_core.spec import JobSpec, OutputSpec, Precision
@@ -142,20 +143,24 @@ def held_tensors(info: CheckpointInfo, *, compared_bytes: int | None = COMPARED_
     Raises:
         InvalidCheckpoint: a weight file is not valid.
     """
-    row = table.find(info.model_type)
+    row = info.row
     kept: dict[str, Held] = {}
     for file in weight_files(info.path):
         for name, tensor in read_header(file).items():
             saved_name, layer = row.place(name)
             if row.keeps(name) and (layer is None or layer < info.layers):  # see table.APPENDED
                 kept[saved_name.format(layer)] = Held(saved_name, layer, file, tensor)
-    head = row.head
-    settings = read_json_object(info.path / CONFIG_FILE)
-    if head in kept and settings.get("tie_word_embeddings", row.tied):
+    head = next((name for name in kept if name.endswith(row.head)), None)
+    if head is not None and _tied(row, read_json_object(info.path / CONFIG_FILE)):
         twin = next((one for name, one in kept.items() if name != head and one.stored == kept[head].stored), None)
         if twin is not None and _same(kept[head], twin, compared_bytes):
             del kept[head]
     return list(kept.values())
+
+
+def _tied(row: table.Architecture, settings: Settings) -> bool:
+    """Whether the config has the output embedding tied; that of a part of a model may say so for the whole."""
+    return any(one.get("tie_word_embeddings", row.tied) for one in (settings, table.text_settings(row, settings)))
 
 
 def parameter_count(info: CheckpointInfo) -> int:
@@ -184,5 +189,5 @@ def as_saved(held: Held, dtype: str, info: CheckpointInfo) -> StoredTensor:
     tensor = held.stored
     if tensor.dtype not in TYPE_BYTES:
         return tensor
-    wanted = "F32" if table.find(info.model_type).keeps_float32(held.name) else TYPES[dtype]
+    wanted = "F32" if info.row.keeps_float32(held.name) else TYPES[dtype]
     return StoredTensor(wanted, tensor.shape, tensor.numbers * TYPE_BYTES[wanted])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from elder_core.architectures.defaults import DEFAULTS
@@ -48,6 +48,10 @@ COMMON_REFUSALS = (
     Refusal("per_layer_config", "its layers differ by settings that are kept by layer index"),
 )
 
+TEXT = "text_config"  # where the config of a model that sees as well keeps its text part's
+# what files call the decoder layers of such a model
+TEXT_STACKS = r"language_model\.model\.layers|model\.layers|model\.language_model\.layers|model\.text_model\.layers"
+
 # Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
 RECOMPUTED = r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
 
@@ -73,6 +77,8 @@ class Architecture:
     `refusals` are settings under which removing a layer would change the layers that stay. `not_loaded` are patterns of
     tensors that files hold and transformers does not load: what old versions computed with, and what predicts several
     tokens at once. `aliases` are other names that a config.json may have for the settings above, each with the setting.
+    `text_type` is the family of the text part, where that is only a part of the model: all settings are those of the
+    config's `text_config`, and tensors are saved by the names that they have in the source's files.
     """
 
     model_type: str
@@ -90,6 +96,7 @@ class Architecture:
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
     not_loaded: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    text_type: str | None = None
     returns: int | None = None
     head: str = "lm_head.weight"
     tied: bool = False
@@ -110,6 +117,9 @@ class Architecture:
 
         The base model's own checkpoints leave out the name that it has in the whole model.
         """
+        if self.text_type:
+            found = re.match(rf"({TEXT_STACKS})\.(\d+)\.(.+)", tensor)
+            return (f"{found[1]}.{{}}.{found[3]}", int(found[2])) if found else (tensor, None)
         base, _, stack = self.stack.partition(".")
         if found := re.match(rf"(?:{base}\.)?{re.escape(stack)}\.(\d+)\.(.+)", tensor):
             return f"{self.stack}.{{}}.{found[2]}", int(found[1])
@@ -119,7 +129,7 @@ class Architecture:
     def completed(self, settings: Settings) -> Settings:
         """A config as `config.json` has it, with what transformers would fill in as far as this row names it."""
         names = (self.count, self.hidden, *filter(None, [self.positions]))
-        default = dict(zip(names, DEFAULTS.get(self.model_type, ()), strict=False))
+        default = dict(zip(names, DEFAULTS.get(self.text_type or self.model_type, ()), strict=False))
         renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
         return {**default, **settings, **renamed}
 
@@ -653,9 +663,75 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 
+# text parts that transformers has in no causal language model
+TEXT_PARTS: dict[str, Architecture] = {
+    row.model_type: row
+    for row in (
+        Architecture("qwen2_vl_text", "Qwen2VLTextModel", "layers", thresholds=("max_window_layers",)),
+        Architecture("qwen2_5_vl_text", "Qwen2_5_VLTextModel", "layers", thresholds=("max_window_layers",)),
+    )
+}
+LANGUAGE = "model.language_model.layers"
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "internlm3")
+
+
+@dataclass(frozen=True)
+class Multimodal:
+    """A family that reads images besides text, around a model of one of the families `texts`; the first is the default.
+
+    What sees is left as it is; layers are removed from the text part. `stack` and `tied` are as in Architecture.
+    """
+
+    model_type: str
+    model_class: str
+    texts: tuple[str, ...]
+    stack: str = LANGUAGE
+    tied: bool = False
+
+    def around(self, text_type: str | None) -> Architecture:
+        """The row of the whole model.
+
+        Raises:
+            UnsupportedArchitecture: its text part is of another family than `texts`.
+        """
+        text_type = text_type or self.texts[0]
+        if text_type not in self.texts:
+            raise UnsupportedArchitecture(
+                f"The text part of this {self.model_type} model is of the architecture {text_type!r}, which has not "
+                f"been tried there; it may be {', '.join(self.texts)}.",
+                loc=("model", "id"),
+            )
+        return replace(
+            {**ARCHITECTURES, **TEXT_PARTS}[text_type],
+            model_type=self.model_type,
+            model_class=self.model_class,
+            stack=self.stack,
+            tied=self.tied,
+            head="lm_head.weight",
+            text_type=text_type,
+        )
+
+
+MULTIMODAL: dict[str, Multimodal] = {
+    row.model_type: row
+    for row in (
+        Multimodal("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",), tied=True),
+        Multimodal("idefics3", "Idefics3ForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
+        Multimodal("internvl", "InternVLForConditionalGeneration", ("qwen2", *LLAMAS), tied=True),
+        Multimodal("llava", "LlavaForConditionalGeneration", LLAMAS),
+        Multimodal("llava_next", "LlavaNextForConditionalGeneration", LLAMAS),
+        Multimodal("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3"), tied=True),
+        Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",)),
+        Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",)),
+        Multimodal("smolvlm", "SmolVLMForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
+    )
+}
+
 ENCODER = "it is an encoder that can also be run as a decoder; only models made as decoders are supported"
 HALF = "it is the decoder of an encoder-decoder model, and an encoder reads or feeds its layers"
-SENSES = "it reads or makes images or sound besides text; only language models are supported"
+SENSES = "it reads or makes images or sound by layers that are not those of a language model"
+DEEP = "what it sees is added after its first layers, found by their number"
+UNSEEN = "removing layers of its text part has not been shown yet to leave a model that loads and sees or hears rightly"
 PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
 SHARING = "its layers use the keys and values, or the choice of tokens, of an earlier layer, found by its number"
 UNTESTED = "removing its layers has not been shown yet to leave a model that loads and generates rightly"
@@ -699,6 +775,11 @@ REFUSED: dict[str, str] = {
             "plbart",
             "prophetnet",
             "trocr",
+            "florence2",
+            "t5gemma2",
+            "udop",
+            "vision-encoder-decoder",
+            "pix2struct",
             "whisper",
         ],
         HALF,
@@ -709,17 +790,103 @@ REFUSED: dict[str, str] = {
             "fuyu",
             "git",
             "got_ocr2",
-            "mllama",
             "moshi",
             "moss_transcribe_diarize",
             "musicgen",
             "musicgen_melody",
             "phi4_multimodal",
+            "cosmos3_edge",
+            "cosmos3_omni",
+            "diffusion_gemma",
+            "evolla",
+            "pi0",
+            "janus",
+            "kosmos-2",
+            "kosmos-2.5",
+            "pp_formulanet",
+            "chameleon",
             "cohere_compass_text",
         ],
         SENSES,
     ),
-    **dict.fromkeys(["gemma3", "llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
+    **dict.fromkeys(
+        [
+            "aria",
+            "aya_vision",
+            "blip",
+            "blip-2",
+            "cohere2_vision",
+            "cohere_compass",
+            "deepseek_ocr2",
+            "deepseek_vl",
+            "deepseek_vl_hybrid",
+            "ernie4_5_vl_moe",
+            "exaone4_5",
+            "fast_vlm",
+            "fun_asr_nano",
+            "glm46v",
+            "glm4v",
+            "glm4v_moe",
+            "glm5_next",
+            "glm_ocr",
+            "glmasr",
+            "glmga",
+            "granite4_vision",
+            "granite_docling",
+            "granite_speech",
+            "granite_speech_plus",
+            "hunyuan_vl",
+            "hyperclovax_vision_v2",
+            "idefics",
+            "idefics2",
+            "inkling2",
+            "inkling_mm_model",
+            "instructblip",
+            "instructblipvideo",
+            "kimi_k25",
+            "kyutai_speech_to_text",
+            "lfm2_vl",
+            "lfm3_vl",
+            "lighton_ocr",
+            "llava_next_video",
+            "llava_onevision",
+            "minicpm_ocr",
+            "minicpmv4_6",
+            "minicpmv4_7",
+            "minimax_m3_vl",
+            "mistral4",
+            "mistral_large4",
+            "molmo2",
+            "muse_glimmer",
+            "muse_spark",
+            "nemo_speechlm",
+            "nemotron_h_omni",
+            "ovis2",
+            "paddleocr_vl",
+            "paligemma",
+            "perception_lm",
+            "pp_chart2table",
+            "qianfan_ocr",
+            "qwen2_5_omni",
+            "qwen2_5_omni_thinker",
+            "qwen2_audio",
+            "qwen3_asr",
+            "qwen3_omni_moe",
+            "qwen3_omni_moe_thinker",
+            "shieldgemma2",
+            "step3p7",
+            "unlimited_ocr",
+            "vibevoice_asr",
+            "video_llama_3",
+            "video_llava",
+            "vipllava",
+            "voxtral",
+            "voxtral_realtime",
+        ],
+        UNSEEN,
+    ),
+    **dict.fromkeys(["llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
+    **dict.fromkeys(["qwen3_vl", "qwen3_vl_moe"], DEEP),
     **dict.fromkeys(["dots3_note", "dots3_note_text"], "its layers differ by settings that are kept by layer index"),
     **dict.fromkeys(
         [
@@ -750,6 +917,7 @@ REFUSED: dict[str, str] = {
         ],
         UNTESTED,
     ),
+    "mllama": "the layers that look at images are found among the others by their number",
     "beam": "each of its layers reads what chosen earlier layers added, found by their number",
     "blt": "it has three stacks of layers, for bytes and for patches of bytes",
     "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
@@ -770,8 +938,8 @@ REFUSED: dict[str, str] = {
 }
 
 
-def find(model_type: str) -> Architecture:
-    """The row of `model_type`, as a config's field of that name gives it.
+def find(model_type: str, text_type: str | None = None) -> Architecture:
+    """The row of `model_type`, as a config's field of that name gives it; `text_type` is that of its text part, if any.
 
     Raises:
         UnsupportedArchitecture: there is none; the message says why, or names the nearest.
@@ -782,12 +950,31 @@ def find(model_type: str) -> Architecture:
         )
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
-    near = get_close_matches(model_type, ARCHITECTURES, n=3)
+    if model_type in MULTIMODAL:
+        return MULTIMODAL[model_type].around(text_type)
+    known = [*ARCHITECTURES, *MULTIMODAL]
+    near = get_close_matches(model_type, known, n=3)
     raise UnsupportedArchitecture(
-        f"The architecture {model_type!r} is not supported; docs/architectures.md lists the {len(ARCHITECTURES)} that "
+        f"The architecture {model_type!r} is not supported; docs/architectures.md lists the {len(known)} that "
         f"are.{' Nearest: ' * bool(near)}{', '.join(near)}{'.' * bool(near)}",
         loc=("model", "id"),
     )
+
+
+def find_for(settings: Settings) -> Architecture:
+    """The row of the model whose `config.json` holds `settings`.
+
+    Raises:
+        UnsupportedArchitecture: see find.
+    """
+    part = settings.get(TEXT)
+    return find(str(settings.get("model_type") or "none"), part.get("model_type") if isinstance(part, dict) else None)
+
+
+def text_settings(row: Architecture, settings: Settings) -> Settings:
+    """Those of the text part: `settings` themselves where that is the whole model, or old files do not part them."""
+    part = settings.get(TEXT)
+    return part if row.text_type and isinstance(part, dict) else settings
 
 
 def check_settings(row: Architecture, settings: Settings) -> None:

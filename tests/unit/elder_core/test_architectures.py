@@ -12,7 +12,11 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from elder_core.architectures import table
 from elder_core.architectures.defaults import DEFAULTS
@@ -29,13 +33,15 @@ OTHER_NAMES = {
 SPEAK_OF_NONE = {"layerdrop", "mtp_layer_types", "mtp_mlp_layer_types"}  # the last two of layers that are not loaded
 
 
-def test_every_causal_language_model_of_transformers_is_supported_or_refused_by_name():
-    """A new release may have new ones: add a row to ARCHITECTURES, or the reason why not to REFUSED."""
-    decided = {*table.ARCHITECTURES, *table.REFUSED}
+def test_every_model_of_transformers_that_writes_text_is_supported_or_refused_by_name():
+    """A new release may have new ones: add a row to ARCHITECTURES or MULTIMODAL, or the reason why not to REFUSED."""
+    decided = {*table.ARCHITECTURES, *table.MULTIMODAL, *table.REFUSED}
     there = {CONFIG_MAPPING[name].model_type or name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     assert there - decided == set()
-    assert decided - there == set(), "transformers has it no longer"
-    assert table.ARCHITECTURES.keys() & table.REFUSED.keys() == set()
+    seeing = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
+    assert seeing - decided == set()
+    assert decided - there - seeing == set(), "transformers has it no longer"
+    assert len(decided) == len(table.ARCHITECTURES) + len(table.MULTIMODAL) + len(table.REFUSED)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
