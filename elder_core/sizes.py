@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,15 +75,28 @@ def count_to_remove(spec: JobSpec, info: CheckpointInfo) -> int | None:
 
     Raises:
         TargetError: the target does not fit the model; the subclass and message say how.
+        UnsupportedArchitecture: the config has no words for the model without the layers that `spec` names.
     """
     spec.check_target()
     if spec.target is None:
-        return spec.count_to_remove(info.layers)
+        count = spec.count_to_remove(info.layers)
+        if spec.layers is not None:
+            _check_words(info, spec.layers)
+        return count
     if info.layers == 1:
         raise NoLayerLeft("The model has one layer, and removing it leaves none.", loc=("target",))
     if spec.target.max_bytes is None:
         return None
     return fewest_layers(saved_sizes(info, spec.output), spec.target.max_bytes)
+
+
+def _check_words(info: CheckpointInfo, removed: Collection[int]) -> None:
+    """Ask the rules as far as config.json has their settings; where it leaves one out, the loaded config is asked."""
+    settings = table.text_settings(info.row, read_json_object(info.path / CONFIG_FILE))
+    with suppress(KeyError):
+        table.changes(
+            info.row, info.row.completed(settings), [layer for layer in range(info.layers) if layer not in removed]
+        )
 
 
 def fewest_layers(sizes: SavedSizes, max_bytes: int) -> int:

@@ -271,9 +271,9 @@ that can be said is taken, and the report says so. Methods that change weights t
 (ReplaceMe, Prune&Comp) need layers that add the outputs of two matrices to the hidden state: *compensation*.
 """
 
-SEEING = """Layers go from the text part; what sees is not touched, and calibration is by text alone. With an image among
-the tokens the saved model says what the whole one says with these layers bypassed, and generates the same with the
-cache as without. Two sets of layers each, whether removed in memory or cut from the files.
+SEEING = """Layers go from the text part; what sees is not touched, and calibration is by text alone. With an image
+among the tokens the saved model says what the whole one says with these layers bypassed, and generates the same with
+the cache as without. Two sets of layers each, whether removed in memory or cut from the files.
 """
 
 
