@@ -139,9 +139,7 @@ def checkpointed(model: PreTrainedModel) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        vars(module).update(
-            {name: 0.0 for name, value in vars(module).items() if ("drop" in name or "jitter" in name) and value}
-        )
+        vars(module).update({name: 0.0 for name, value in vars(module).items() if "drop" in name and value})
     yield
     model.eval()
     model.activation_checkpointing_disable()
