@@ -271,7 +271,8 @@ def save(
 
 def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
     model.save_pretrained(folder, state_dict=_cast(model, dtype), max_shard_size=max_shard_bytes)
-    save_config(copy.deepcopy(model.config), folder, dtype)  # save_pretrained wrote the type that the model computes in
+    model.config.dtype = model.dtype  # save_pretrained has made it a word, and written that: what the model computes in
+    save_config(copy.deepcopy(model.config), folder, dtype)
 
 
 def save_config(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | str) -> None:
