@@ -28,8 +28,9 @@ test: setup ## Run every test: unit, integration on PostgreSQL and Redis, browse
 test-images: packages ## Install the worker image's packages as its Dockerfile does (long; needs disk for torch)
 	@$(BIN)/python -m pytest -m images $(ARGS)
 
-test-architectures: packages ## Remove layers from a tiny model of every architecture, show what holds, write docs/architectures.md
+test-architectures: packages ## Remove layers from tiny models of every architecture, show what holds, write docs/architectures.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.unit.elder_core.acceptance
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not images" $(ARGS) $$(grep -l 'each(' tests/unit/elder_core/test_*.py) tests/unit/elder_core/test_multimodal.py
 
 check: packages ## Check format, lint, types, import rules, templates, Dockerfile and compose file
 	@echo format; $(BIN)/ruff format --check --quiet --diff .

@@ -117,6 +117,7 @@ def cut(
         highlight=False,
         markup=False,
     )
+    _print_warnings(done.warnings)
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,16 +16,23 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from elder_core.architectures import table
 from elder_core.disk import sync
 from elder_core.errors import ConfigMismatch, InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
-from elder_core.hub import TOKENIZER_PATTERNS, fetch
+from elder_core.hub import PROCESSOR_PATTERNS, TOKENIZER_PATTERNS, fetch
 from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
 from elder_core.manifest import Provenance, file_sha256, verify, write_manifest
 from elder_core.model_card import CARD_FILE, model_card
 from elder_core.spec import ModelRef, Precision
+from elder_core.surgery import row_of
 from elder_core.weight_files import INDEX_FILE, checkpoint_bytes, weight_files
 
 __all__ = [
@@ -119,7 +126,8 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
     """
     dtype = torch.float32 if device.type == "cpu" else getattr(torch, resolved.info.dtype)
     with as_invalid_checkpoint("The model cannot be loaded"):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        automatic = AutoModelForImageTextToText if resolved.info.text_type else AutoModelForCausalLM
+        model, loading = automatic.from_pretrained(
             resolved.path,
             dtype=dtype,
             use_safetensors=True,
@@ -128,7 +136,7 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
             ignore_mismatched_sizes=True,  # only so that they are reported below
             output_loading_info=True,
         )
-    _check_loading(loading, table.find(resolved.info.model_type).obsolete)
+    _check_loading(loading, resolved.info)
     _check_finite(model)
     tokenizer = load_tokenizer(resolved.path)
     rows = model.get_input_embeddings().num_embeddings
@@ -141,12 +149,13 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
     return LoadedModel(model.to(device).eval(), tokenizer, resolved)
 
 
-def _check_loading(loading: dict[str, Any], obsolete: tuple[str, ...]) -> None:
+def _check_loading(loading: dict[str, Any], info: CheckpointInfo) -> None:
     """Refuse weights that do not fit the config: transformers would fill the gaps with random numbers."""
+    row = info.row
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         found = sorted(str(key) for key in loading.get(kind, ()))
         if kind == "unexpected_keys":
-            found = [key for key in found if not any(re.search(pattern, key) for pattern in obsolete)]
+            found = [key for key in found if row.keeps(key) and (row.place(key)[1] or 0) < info.layers]
         if found:
             raise ConfigMismatch(
                 f"Config and weights do not belong together: {len(found)} {kind.replace('_', ' ')}, such as "
@@ -262,16 +271,20 @@ def save(
 
 def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
     model.save_pretrained(folder, state_dict=_cast(model, dtype), max_shard_size=max_shard_bytes)
-    computed, model.config.dtype = model.dtype, dtype  # save_pretrained writes the type that the model computes in
-    try:
-        model.config.save_pretrained(folder)
-    finally:
-        model.config.dtype = computed
+    model.config.dtype = model.dtype  # save_pretrained has made it a word, and written that: what the model computes in
+    save_config(copy.deepcopy(model.config), folder, dtype)
+
+
+def save_config(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | str) -> None:
+    """Write `config`, and the configs that are parts of it, as that of weights in the number type `dtype`."""
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = dtype
+    config.save_pretrained(folder)
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The model's tensors on the CPU, floats as `dtype` unless float32 is a must; what shares memory still does."""
-    row = table.find(model.config.model_type)
+    row = row_of(model)
     shared: dict[tuple[int, torch.Size, tuple[int, ...]], torch.Tensor] = {}
     found = {}
     for name, tensor in model.state_dict().items():
@@ -299,7 +312,9 @@ def check_range(name: str, numbers: torch.Tensor) -> None:
 
 def _copy_companions(source: Path, folder: Path) -> None:
     for file in sorted(source.iterdir()):
-        if file.is_file() and _matches(file.name, (*TOKENIZER_PATTERNS, *LICENCE_PATTERNS, GENERATION_FILE)):
+        if file.is_file() and _matches(
+            file.name, (*TOKENIZER_PATTERNS, *PROCESSOR_PATTERNS, *LICENCE_PATTERNS, GENERATION_FILE)
+        ):
             shutil.copyfile(file, folder / file.name)
 
 

@@ -13,12 +13,11 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from elder_core import checkpoints
-from elder_core.architectures import table
 from elder_core.checkpoints import GENERATION_FILE, Provenance, Resolved
 from elder_core.inspection import CONFIG_FILE
 from elder_core.sizes import Held, as_saved, held_tensors, saved_type
 from elder_core.spec import OutputSpec
-from elder_core.surgery import apply_changes, layer_map
+from elder_core.surgery import apply_changes, config_changes, layer_map
 from elder_core.weight_files import (
     FLOAT_TYPES,
     INDEX_FILE,
@@ -51,8 +50,9 @@ def cut(
 ) -> None:
     """Write the checkpoint `source` without the layers `removed` to `model_dir`; it appears whole or not at all.
 
-    The tensors, and the config, are to the byte those that loading, remove_layers and save would write. A tensor goes
-    through memory in parts of 16 MiB. `step(done, total)` is told of every tensor, and may end it by raising.
+    The tensors, and the config, are to the byte those that loading, remove_layers and save would write; where there are
+    several files, they may be divided elsewhere. A tensor goes through memory in parts of 16 MiB. `step(done, total)`
+    is told of every tensor, and may end it by raising.
 
     Raises:
         OutputExists: `model_dir` is not empty.
@@ -75,14 +75,12 @@ def cut(
 
 
 def _write_configs(source: Resolved, mapping: Mapping[int, int], dtype: str, folder: Path) -> None:
-    row = table.find(source.info.model_type)
+    row = source.info.row
     with checkpoints.as_invalid_checkpoint("The config cannot be used"):
         config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-        settings = config.to_dict()
-        table.check_settings(row, settings)
-        apply_changes(config, table.changes(row, settings, list(mapping)))
-        config.architectures, config.dtype = [row.model_class], dtype
-        config.save_pretrained(folder)
+        apply_changes(config, config_changes(row, config, list(mapping)))
+        config.architectures = [row.model_class]
+        checkpoints.save_config(config, folder, dtype)
         if not (source.path / GENERATION_FILE).is_file():
             # not from `config`, which has let go of what it held about generation
             GenerationConfig.from_pretrained(

@@ -18,6 +18,7 @@ from elder_core.evaluation.quality import quality
 from elder_core.evaluation.speed import layers_share, workload
 from elder_core.job import Job
 from elder_core.methods.base import Context, Method, Selection, named_layers
+from elder_core.methods.expressible import chooser, most_removable
 from elder_core.sizes import saved_sizes
 from elder_core.spec import DepthTrial, Expected
 from elder_core.surgery import bypassed, decoder_layers
@@ -30,12 +31,12 @@ def choose(job: Job, method: Method, context: Context) -> Selection:
     """The layers to remove where the spec says how many.
 
     Raises:
-        NonFiniteLoss, Cancelled: see Method.select.
+        UnsupportedArchitecture, NonFiniteLoss, Cancelled: see expressible.chooser.
     """
     if job.spec.layers is not None:
         return named_layers(job.spec.layers)
     assert job.count is not None
-    return method.select(context, job.count)
+    return chooser(method, context, (job.count,))(job.count)
 
 
 def choose_with_cost(job: Job, method: Method, context: Context, text: CalibrationText) -> tuple[Selection, Expected]:
@@ -43,14 +44,15 @@ def choose_with_cost(job: Job, method: Method, context: Context, text: Calibrati
 
     Raises:
         TargetUnreachable: no number of layers keeps to the target; the message names the nearest.
-        NonFiniteLoss, Cancelled: see Method.select.
+        UnsupportedArchitecture, NonFiniteLoss, Cancelled: see expressible.chooser.
     """
     scale = _Scale(job, context, text)
     target = job.spec.target
     if target is not None and target.max_perplexity_increase is not None:
         selection = _within_perplexity(method, context, scale, target.max_perplexity_increase)
     elif target is not None and target.min_speedup is not None:
-        selection = method.select(context, fewest_for_speed(target.min_speedup, scale.share, scale.layers))
+        count = fewest_for_speed(target.min_speedup, scale.share, scale.layers)
+        selection = chooser(method, context, (count,))(count)
     else:
         selection = choose(job, method, context)
     return selection, scale.expected(selection)
@@ -159,8 +161,8 @@ def deepest(depths: int, keeps: Callable[[int], bool]) -> int:
 
 def _within_perplexity(method: Method, context: Context, scale: _Scale, allowed: float) -> Selection:
     """The selection of the most layers without which perplexity grows by no more than the share `allowed`."""
-    depths = scale.layers - 1
-    selected = method.chooser(context, range(1, depths + 1))
+    depths = most_removable(context.model)
+    selected = chooser(method, context, range(1, depths + 1))
 
     def keeps(count: int) -> bool:
         increase = scale.increase(selected(count))

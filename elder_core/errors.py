@@ -175,7 +175,7 @@ class NonFiniteWeights(InvalidCheckpoint):
 
 
 class AdapterOnly(InvalidCheckpoint):
-    """The folder holds an adapter (LoRA) rather than a whole model."""
+    """The folder holds an adapter (LoRA): alone, beside a model, or within its weights but not merged."""
 
     code = "adapter_only"
 

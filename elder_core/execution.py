@@ -16,6 +16,7 @@ from elder_core.evaluation.speed import workload
 from elder_core.inspection import inspect_checkpoint
 from elder_core.job import Job, Texts, context_of, load
 from elder_core.journal import Entry
+from elder_core.methods import expressible
 from elder_core.methods.base import Context, Method, Selection, named_layers
 from elder_core.monitor import Monitor
 from elder_core.parameters import CutParameters
@@ -44,7 +45,7 @@ def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Moni
     method, context = job.method(), context_of(job, loaded, texts, monitor)
     with monitor.entered(Stage.SELECTING):
         selection, expected = _choice(choose, method, context)
-        surgery.removal_changes(loaded.model, selection.removed)  # refused now rather than after training
+        expressible.check(loaded.model, selection, monitor)  # refused now rather than after training
     with monitor.entered(Stage.REGULARIZING):
         training = method.regularize(context, selection.removed)
     outcome = Outcome(
@@ -86,6 +87,7 @@ def cut_saved(spec: JobSpec, source: Resolved, model_dir: Path, monitor: Monitor
         selection=selection,
         expected=None,
         training=(),
+        warnings=source.info.warnings,
     )
     with monitor.entered(Stage.EXPORTING):
         cutting.cut(

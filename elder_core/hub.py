@@ -34,6 +34,7 @@ TOKENIZER_PATTERNS = (
     "*.model",
     "*.tiktoken",
 )
+PROCESSOR_PATTERNS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 TEXT_PATTERNS = ("generation_config.json", "README.md", "LICENSE*", "NOTICE*")
 WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 NEVER = ("*/*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl")  # also nothing from sub-folders
@@ -89,7 +90,7 @@ def _snapshot(
             model_id,
             revision=revision,
             cache_dir=cache,
-            allow_patterns=[CONFIG_FILE, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS, *TEXT_PATTERNS],
+            allow_patterns=[CONFIG_FILE, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS, *PROCESSOR_PATTERNS, *TEXT_PATTERNS],
             ignore_patterns=list(NEVER),
             local_files_only=local_files_only,
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from elder_core import confined
 from elder_core.architectures import table
+from elder_core.architectures.rules import Settings
 from elder_core.errors import (
     AdapterOnly,
     ConfigMismatch,
@@ -32,11 +33,20 @@ from elder_core.weight_files import StoredTensor, WeightSummary, read_json_objec
 
 MODEL = ("model", "id")
 CONFIG_FILE = "config.json"
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+UNMERGED = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|ia3_l)\.")
+MERGE = (
+    "Merge it into its model first (peft: merge_and_unload, then save_pretrained) and give the folder that this writes."
+)
 MAX_LAYERS = 10_000  # far above any model; a count beyond it is damage, not a model
 LONGEST_DEFAULT = 2048  # tokens a sequence where nothing else is asked for
 BEGINNING_BYTES = 1 << 20  # as much of a text as is looked at before a job is taken
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte")  # what token embeddings are called
+LEFT_OUT = (
+    "The checkpoint also holds layers for predicting several tokens at once, made for the model as it was; they are "
+    "left out of the result, whose config says that there are none."
+)
+PREDICTOR = re.compile(r"(^|[._])mtp[._]")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 # name → path below `builtin_root`
@@ -78,7 +88,8 @@ class CheckpointInfo:
 
     `architecture` is the class of the model in transformers. `max_positions` is the longest sequence, None where the
     architecture has no limit. `dtype` is the number type that most of the weights are stored in, in torch's words.
-    `weight_bytes` is the size of its safetensors files.
+    `weight_bytes` is the size of its safetensors files. `predictors`: they also hold layers for predicting several
+    tokens at once, which are neither loaded nor saved again. `text_type`: see table.Architecture.
     """
 
     path: Path
@@ -89,6 +100,18 @@ class CheckpointInfo:
     max_positions: int | None
     dtype: str
     weight_bytes: int
+    predictors: bool = False
+    text_type: str | None = None
+
+    @property
+    def row(self) -> table.Architecture:
+        """What the table says of the model."""
+        return table.find(self.model_type, self.text_type)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for people: what of the checkpoint its pruned model will not have."""
+        return (LEFT_OUT,) * self.predictors
 
 
 @dataclass(frozen=True)
@@ -134,13 +157,13 @@ def local_model(model_id: str, sources: Sources) -> Path:
     )
 
 
-def inspect_config(settings: dict[str, object]) -> ConfigFacts:
+def inspect_config(settings: Settings) -> ConfigFacts:
     """Check the contents of a `config.json`.
 
     Raises:
         ConfigMismatch, InvalidCheckpoint, QuantizedCheckpoint, UnsupportedArchitecture: see each.
     """
-    row = table.find(str(settings.get("model_type") or "none"))
+    row = table.find_for(settings)
     for field_name in ("quantization_config", "compression_config"):
         if settings.get(field_name):
             raise QuantizedCheckpoint(
@@ -150,6 +173,8 @@ def inspect_config(settings: dict[str, object]) -> ConfigFacts:
             )
     table.check_settings(row, settings)
     _check_class(row, settings)
+    settings = row.completed(table.text_settings(row, settings))
+    table.check_settings(row, settings)
     layers = _whole_number(settings, row.count, MAX_LAYERS)
     for field_name in row.per_layer:
         entries = settings.get(field_name)
@@ -179,8 +204,9 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
     settings = read_json_object(path / CONFIG_FILE)
     facts = inspect_config(settings)
     weights = summarize(weight_files(path))
+    _refuse_unmerged(weights.tensors)
     _check_layers(facts, weights)
-    _check_shapes(facts, settings, weights)
+    _check_shapes(facts, facts.row.completed(table.text_settings(facts.row, settings)), weights)
     return CheckpointInfo(
         path=path,
         model_type=facts.row.model_type,
@@ -190,21 +216,34 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
         max_positions=facts.max_positions,
         dtype=weights.dtype,
         weight_bytes=weights.total_bytes,
+        predictors=any(_predicts(facts, name) for name in weights.tensors),
+        text_type=facts.row.text_type,
     )
 
 
+def _predicts(facts: ConfigFacts, tensor: str) -> bool:
+    layer = facts.row.place(tensor)[1]
+    return PREDICTOR.search(tensor) is not None or (layer is not None and layer >= facts.layers)
+
+
 def refuse_adapter(names: Collection[str]) -> None:
-    """Raise for a list of file names that is of an adapter.
+    """Raise for a list of file names among which are an adapter's, alone or beside a model's.
 
     Raises:
-        AdapterOnly: it is.
+        AdapterOnly: some are.
     """
-    if ADAPTER_FILE in names:
+    for found in (name for name in ADAPTER_FILES if name in names):
+        beside = " To prune the model beside it without it, take the adapter's files away." * (CONFIG_FILE in names)
         raise AdapterOnly(
-            f"The folder holds an adapter ({ADAPTER_FILE}), which is only what was added to a model. Merge it into its "
-            "model first (peft: merge_and_unload, then save_pretrained) and give the folder that this writes.",
+            f"The folder holds an adapter ({found}), which is only what was added to a model. {MERGE}{beside}",
             loc=MODEL,
         )
+
+
+def _refuse_unmerged(tensors: Collection[str]) -> None:
+    """Raise for the names of tensors of a model that was saved with an adapter inside it."""
+    for found in (name for name in tensors if UNMERGED.search(name)):
+        raise AdapterOnly(f"The weights hold an adapter that is not merged into them ({found}). {MERGE}", loc=MODEL)
 
 
 def text_path(source: str, sources: Sources) -> Path:
@@ -326,7 +365,7 @@ def _roots(kind: str, builtin_root: Path, local_roots: tuple[Path, ...]) -> tupl
     return {"builtin": (builtin_root,), "local": local_roots}.get(kind, ())
 
 
-def _check_class(row: table.Architecture, settings: dict[str, object]) -> None:
+def _check_class(row: table.Architecture, settings: Settings) -> None:
     classes = settings.get("architectures") or [row.model_class]
     if not isinstance(classes, list) or row.model_class not in classes:
         raise UnsupportedArchitecture(
@@ -334,7 +373,7 @@ def _check_class(row: table.Architecture, settings: dict[str, object]) -> None:
         )
 
 
-def _whole_number(settings: dict[str, object], name: str, limit: int) -> int:
+def _whole_number(settings: Settings, name: str, limit: int) -> int:
     value = settings.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
         raise ConfigMismatch(f"The config's {name} is {value!r}; expected a whole number from 1 to {limit}.", loc=MODEL)
@@ -355,12 +394,11 @@ def _check_layers(facts: ConfigFacts, weights: WeightSummary) -> None:
 
 def _by_layer(row: table.Architecture, tensors: Mapping[str, StoredTensor]) -> dict[tuple[int, str], StoredTensor]:
     """(layer, name within the layer) → tensor, of those that are in layers and are saved again."""
-    numbered = re.compile(rf"(?:^|\.){re.escape(row.stack.rpartition('.')[2])}\.(\d+)\.(.+)$")
-    matches = ((numbered.search(name), tensor) for name, tensor in tensors.items() if row.keeps(name))
-    return {(int(match[1]), match[2]): tensor for match, tensor in matches if match}
+    placed = ((row.place(name), tensor) for name, tensor in tensors.items() if row.keeps(name))
+    return {(layer, name.partition(".{}.")[2]): tensor for (name, layer), tensor in placed if layer is not None}
 
 
-def _check_shapes(facts: ConfigFacts, settings: dict[str, object], weights: WeightSummary) -> None:
+def _check_shapes(facts: ConfigFacts, settings: Settings, weights: WeightSummary) -> None:
     """Compare the tensors' shapes with the config, as far as the table knows, and the layers with each other."""
     row, layers = facts.row, _by_layer(facts.row, weights.tensors)
     if row.alike:
@@ -373,15 +411,13 @@ def _check_shapes(facts: ConfigFacts, settings: dict[str, object], weights: Weig
             _check_shape(settings, "vocab_size", name, tensor)
 
 
-def _check_size(
-    settings: dict[str, object], field_name: str, matrix: str, layers: dict[tuple[int, str], StoredTensor]
-) -> None:
+def _check_size(settings: Settings, field_name: str, matrix: str, layers: dict[tuple[int, str], StoredTensor]) -> None:
     """`_check_shape` for a matrix of the first layer, if it goes by that name there."""
     if (tensor := layers.get((0, f"{matrix}.weight"))) is not None:
         _check_shape(settings, field_name, f"{matrix}.weight", tensor)
 
 
-def _check_shape(settings: dict[str, object], field_name: str, name: str, tensor: StoredTensor) -> None:
+def _check_shape(settings: Settings, field_name: str, name: str, tensor: StoredTensor) -> None:
     """Check that the size that the config gives in `field_name`, if it does, is one of the tensor's."""
     size = settings.get(field_name)
     if size is not None and size not in tensor.shape:

@@ -147,5 +147,5 @@ def _warn(job: Job, sequences: int, monitor: Monitor) -> None:
             f"{samples:,} calibration sequences were asked for, but the text fills only {sequences:,} of "
             f"{job.window_length:,} tokens."
         )
-    if warning := job.evaluation.warning():
+    for warning in (*filter(None, [job.evaluation.warning()]), *job.source.info.warnings):
         monitor.warn(warning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from elder_core.architectures import table
 from elder_core.inspection import is_hub_id
 from elder_core.manifest import MANIFEST_FILE, Provenance
 from elder_core.parameters import CutParameters
@@ -14,6 +15,7 @@ from elder_core.spec import JobSpec, Precision
 CARD_FILE = "README.md"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 LICENCE_FIELDS = re.compile(r"^license(?:_name|_link)?: *\S.*$", re.MULTILINE)
+SEEING = {row.model_class for row in table.MULTIMODAL.values()}
 
 
 def licence_lines(source: Path) -> list[str]:
@@ -48,7 +50,7 @@ def _front_matter(provenance: Provenance, licence: list[str]) -> list[str]:
         *licence,
         *base,
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {'image-text-to-text' if provenance.source.architecture in SEEING else 'text-generation'}",
         "tags: [pruned]",
         "---",
     ]

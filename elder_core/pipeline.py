@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from elder_core import checkpoints, depth, devices, surgery
+from elder_core import checkpoints, depth, devices
 from elder_core.calibration.token_cache import TokenCache
 from elder_core.calibration.windows import evaluation_windows, window_length
 from elder_core.evaluation.single import evaluate_one
@@ -15,6 +15,7 @@ from elder_core.execution import cut_saved, evaluate_saved, prune
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.job import Job, Texts, context_of, load, resolve, tokenize
 from elder_core.journal import Journal
+from elder_core.methods import expressible
 from elder_core.methods.base import Context, Method, Selection
 from elder_core.monitor import Monitor
 from elder_core.reporting import Outcome, layer_reports, model_summary, parameters_of, report_of
@@ -116,7 +117,7 @@ def plan(
         with monitor.entered(Stage.SELECTING):
             context = context_of(job, loaded, texts, monitor)
             selection, expected = depth.choose_with_cost(job, job.method(), context, texts.calibration)
-            surgery.removal_changes(loaded.model, selection.removed)
+            expressible.check(loaded.model, selection, monitor)
     return Plan(
         model=model_summary(spec.model, job.source, parameters_of(loaded.model)),
         layers=layer_reports(selection, job.source.info.layers),

@@ -26,13 +26,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did to the model, before it was evaluated."""
+    """What a run did to the model, before it was evaluated. `warnings` are those of a cut, which may have no report."""
 
     summary: ModelSummary
     layers: tuple[LayerReport, ...]
     selection: Selection
     expected: Expected | None
     training: tuple[TrainingPoint, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def model_summary(model: ModelRef, source: Resolved, parameters: int) -> ModelSummary:

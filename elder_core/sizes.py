@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from elder_core.architectures import table
+from elder_core.architectures.rules import Settings
 from elder_core.errors import InvalidCheckpoint, NoLayerLeft, TargetAlreadyMet, TargetUnreachable
 from elder_core.inspection import CONFIG_FILE, MODEL, CheckpointInfo
 from elder_core.spec import JobSpec, OutputSpec, Precision
@@ -74,15 +75,28 @@ def count_to_remove(spec: JobSpec, info: CheckpointInfo) -> int | None:
 
     Raises:
         TargetError: the target does not fit the model; the subclass and message say how.
+        UnsupportedArchitecture: the config has no words for the model without the layers that `spec` names.
     """
     spec.check_target()
     if spec.target is None:
-        return spec.count_to_remove(info.layers)
+        count = spec.count_to_remove(info.layers)
+        if spec.layers is not None:
+            _check_words(info, spec.layers)
+        return count
     if info.layers == 1:
         raise NoLayerLeft("The model has one layer, and removing it leaves none.", loc=("target",))
     if spec.target.max_bytes is None:
         return None
     return fewest_layers(saved_sizes(info, spec.output), spec.target.max_bytes)
+
+
+def _check_words(info: CheckpointInfo, removed: Collection[int]) -> None:
+    """Ask the rules as far as config.json has their settings; where it leaves one out, the loaded config is asked."""
+    settings = table.text_settings(info.row, read_json_object(info.path / CONFIG_FILE))
+    with suppress(KeyError):
+        table.changes(
+            info.row, info.row.completed(settings), [layer for layer in range(info.layers) if layer not in removed]
+        )
 
 
 def fewest_layers(sizes: SavedSizes, max_bytes: int) -> int:
@@ -143,27 +157,24 @@ def held_tensors(info: CheckpointInfo, *, compared_bytes: int | None = COMPARED_
     Raises:
         InvalidCheckpoint: a weight file is not valid.
     """
-    row = table.find(info.model_type)
-    numbered = re.compile(rf"^(.*?\b{re.escape(row.stack.rpartition('.')[2])})\.(\d+)\.(.+)$")
+    row = info.row
     kept: dict[str, Held] = {}
     for file in weight_files(info.path):
         for name, tensor in read_header(file).items():
-            if not row.keeps(name):
-                continue
-            found = numbered.match(name)
-            if found and int(found[2]) >= info.layers:
-                continue  # see table.APPENDED
-            if found:
-                kept[name] = Held(f"{row.stack}.{{}}.{found[3]}", int(found[2]), file, tensor)
-            else:
-                kept[name] = Held(_full_name(name, row), None, file, tensor)
-    head = row.head
-    settings = read_json_object(info.path / CONFIG_FILE)
-    if head in kept and settings.get("tie_word_embeddings", row.tied):
+            saved_name, layer = row.place(name)
+            if row.keeps(name) and (layer is None or layer < info.layers):  # see table.APPENDED
+                kept[saved_name.format(layer)] = Held(saved_name, layer, file, tensor)
+    head = next((name for name in kept if name.endswith(row.head)), None)
+    if head is not None and _tied(row, read_json_object(info.path / CONFIG_FILE)):
         twin = next((one for name, one in kept.items() if name != head and one.stored == kept[head].stored), None)
         if twin is not None and _same(kept[head], twin, compared_bytes):
             del kept[head]
     return list(kept.values())
+
+
+def _tied(row: table.Architecture, settings: Settings) -> bool:
+    """Whether the config has the output embedding tied; that of a part of a model may say so for the whole."""
+    return any(one.get("tie_word_embeddings", row.tied) for one in (settings, table.text_settings(row, settings)))
 
 
 def parameter_count(info: CheckpointInfo) -> int:
@@ -179,13 +190,6 @@ def _same(one: Held, other: Held, limit: int | None) -> bool:
     return all(mine == theirs for mine, theirs in zip(one.read(limit), other.read(limit), strict=True))
 
 
-def _full_name(name: str, row: table.Architecture) -> str:
-    """As transformers saves it: the base model's own checkpoints leave out the name that it has in the whole."""
-    base = row.stack.partition(".")[0] + "."
-    head = row.head.rpartition(".")[0] + "."
-    return name if name.startswith((base, head)) else base + name
-
-
 def saved_type(info: CheckpointInfo, output: OutputSpec) -> str:
     """The number type that the weights of `info` are saved in, in torch's words."""
     return info.dtype if output.dtype is Precision.SAME else output.dtype.value
@@ -199,5 +203,5 @@ def as_saved(held: Held, dtype: str, info: CheckpointInfo) -> StoredTensor:
     tensor = held.stored
     if tensor.dtype not in TYPE_BYTES:
         return tensor
-    wanted = "F32" if table.find(info.model_type).keeps_float32(held.name) else TYPES[dtype]
+    wanted = "F32" if info.row.keeps_float32(held.name) else TYPES[dtype]
     return StoredTensor(wanted, tensor.shape, tensor.numbers * TYPE_BYTES[wanted])

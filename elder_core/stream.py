@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from elder_core.architectures import table
 from elder_core.errors import UnsupportedArchitecture
-from elder_core.surgery import decoder_layers
+from elder_core.surgery import decoder_layers, row_of
 
 
 def writers(model: PreTrainedModel, layer: int) -> tuple[nn.Module, nn.Module]:
@@ -25,7 +24,7 @@ def writers(model: PreTrainedModel, layer: int) -> tuple[nn.Module, nn.Module]:
         UnsupportedArchitecture: see require_plain_stream.
     """
     require_plain_stream(model)
-    paths = table.find(model.config.model_type).writers
+    paths = row_of(model).writers
     attention, mlp = attrgetter(*paths)(decoder_layers(model)[layer])
     return cast("nn.Module", attention), cast("nn.Module", mlp)
 
@@ -36,18 +35,19 @@ def require_plain_stream(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedArchitecture: the architecture is not in the table, or its config has it otherwise.
     """
-    row = table.find(model.config.model_type)
+    row = row_of(model)
     if not row.writers:
         raise UnsupportedArchitecture(
             f"This method cannot compensate for layers of {row.model_type} models, which add more to the hidden state "
             "than the outputs of two matrices. Methods that only select layers can.",
             loc=("method", "name"),
         )
+    settings = model.config.get_text_config()
     for name, value in row.plain_stream:
-        if getattr(model.config, name) != value:
+        if getattr(settings, name) != value:
             raise UnsupportedArchitecture(
                 f"This method cannot compensate for layers of this {row.model_type} model: its config sets {name} to "
-                f"{getattr(model.config, name)}, so that more happens to the hidden state than layers adding to it. "
+                f"{getattr(settings, name)}, so that more happens to the hidden state than layers adding to it. "
                 "Methods that only select layers can.",
                 loc=("method", "name"),
             )

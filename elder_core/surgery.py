@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from operator import attrgetter
@@ -11,11 +11,20 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from elder_core.architectures import table
+from elder_core.architectures import nearest, table
 from elder_core.architectures.rules import Changes
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft
 
 INDEX_NAMES = ("layer_idx", "layer_id")
+
+
+def row_of(model: PreTrainedModel) -> table.Architecture:
+    """What the table says of `model`.
+
+    Raises:
+        UnsupportedArchitecture: it is not in the table.
+    """
+    return table.find(model.config.model_type, model.config.get_text_config().model_type)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -24,7 +33,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         UnsupportedArchitecture: the architecture is not in the table.
     """
-    return cast("nn.ModuleList", attrgetter(table.find(model.config.model_type).stack)(model))
+    return cast("nn.ModuleList", attrgetter(row_of(model).stack)(model))
 
 
 def layer_map(num_layers: int, removed: Collection[int]) -> dict[int, int]:
@@ -50,9 +59,30 @@ def removal_changes(model: PreTrainedModel, removed: Collection[int]) -> Changes
     Raises:
         UnsupportedArchitecture, LayersOutOfRange, DuplicateLayers, NoLayerLeft: see remove_layers.
     """
-    row, settings = table.find(model.config.model_type), model.config.to_dict()
-    table.check_settings(row, settings)
-    return table.changes(row, settings, list(layer_map(len(decoder_layers(model)), removed)))
+    return config_changes(row_of(model), model.config, list(layer_map(len(decoder_layers(model)), removed)))
+
+
+def config_changes(row: table.Architecture, config: PreTrainedConfig, kept: Sequence[int]) -> Changes:
+    """The settings of `config` that change when only the layers `kept` stay; see apply_changes.
+
+    Raises:
+        UnsupportedArchitecture: a setting does not allow it, or there are no words for what would remain.
+    """
+    settings = config.get_text_config().to_dict()
+    for part in (config.to_dict(), settings):
+        table.check_settings(row, part)
+    return table.changes(row, settings, kept)
+
+
+def nearest_removable(
+    model: PreTrainedModel, removed: Collection[int], weights: Sequence[float] | None = None
+) -> tuple[int, ...] | None:
+    """The set nearest to `removed` that the config has words to do without, by `weights`; see nearest.nearest.
+
+    Raises:
+        UnsupportedArchitecture: the architecture is not in the table.
+    """
+    return nearest.nearest(row_of(model), model.config.get_text_config().to_dict(), removed, weights)
 
 
 def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int, int]:
@@ -91,7 +121,7 @@ def apply_changes(config: PreTrainedConfig, changes: Changes) -> None:
         StrictDataclassError: the shorter config contradicts itself.
     """
     for name, value in changes.items():
-        setattr(config, name, value)
+        setattr(config.get_text_config(), name, value)
     config.validate()
 
 
@@ -111,7 +141,7 @@ def bypassed(model: PreTrainedModel, layers: Collection[int]) -> Iterator[None]:
     for index in layers:
         if not 0 <= index < len(stack):
             raise LayersOutOfRange(f"Layer {index} does not exist: the model has layers 0 to {len(stack) - 1}.")
-    identity = _identity(table.find(model.config.model_type).returns)
+    identity = _identity(row_of(model).returns)
     with _without_cache(model), ExitStack() as replaced:
         for index in set(layers):
             replaced.enter_context(_replaced_forward(stack[index], identity))
@@ -144,8 +174,8 @@ def _identity(returns: int | None) -> Callable[..., Any]:
 
 @contextmanager
 def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    both = (model.config, model.generation_config)
-    settings = [setting for setting in both if hasattr(setting, "use_cache")]
+    all_there_are = (model.config.get_text_config(), model.generation_config)
+    settings = [setting for setting in all_there_are if hasattr(setting, "use_cache")]
     before = [setting.use_cache for setting in settings]
     try:
         for setting in settings:

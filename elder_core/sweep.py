@@ -19,6 +19,7 @@ from elder_core.execution import evaluate_saved, prune
 from elder_core.inspection import Sources
 from elder_core.job import Job, Texts, context_of, load, resolve, tokenize
 from elder_core.methods.base import Selection
+from elder_core.methods.expressible import chooser
 from elder_core.monitor import Monitor
 from elder_core.parameters import Strict
 from elder_core.reporting import report_of
@@ -65,7 +66,7 @@ def sweep(
 ) -> Sweep:
     """Prune the model of `spec`, which says nothing of how much to remove, to each of several depths.
 
-    Texts are read, layers chosen (Method.chooser) and the dense model evaluated once; every depth begins from the
+    Texts are read, layers chosen (expressible.chooser) and the dense model evaluated once; every depth begins from the
     dense weights. Depth n goes to `out/removed-n`, checkpoint and report together, which appears whole or not at all;
     `out/sweep.json` tells of those that are done, also by earlier sweeps of the same model and spec into `out`, and
     `finished` of each in turn. What is chosen for a depth can differ a little from a run of that depth alone, for a
@@ -139,7 +140,7 @@ def _select(job: Job, texts: Texts, counts: Sequence[int], monitor: Monitor) -> 
     with monitor.entered(Stage.LOADING):
         loaded = load(job)
     with monitor.entered(Stage.SELECTING):
-        selected = job.method().chooser(context_of(job, loaded, texts, monitor), counts)
+        selected = chooser(job.method(), context_of(job, loaded, texts, monitor), counts)
         return {count: selected(count) for count in counts}
 
 

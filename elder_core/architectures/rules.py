@@ -7,13 +7,16 @@ below says the same of the same layers in its new words, or raises `Inexpressibl
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
 Settings = Mapping[str, object]
 Changes = dict[str, object]
+Fits = Callable[[int, int], bool]
+"""Whether the layer of the first index may have the second, in one of the ways in which a rule can be said."""
 
 
 class Inexpressible(Exception):
@@ -34,9 +37,20 @@ class Rule(Protocol):
         """
         ...
 
+    def ways(self, settings: Settings, length: int, count: int) -> Iterator[Fits]:
+        """The ways to say the rule of `length` layers that stay of `count`; they fit it if they fit one of them."""
+        ...
+
+
+class SaysAll:
+    """What the rules have in common that have words for any layers."""
+
+    def ways(self, settings: Settings, length: int, count: int) -> Iterator[Fits]:
+        yield lambda old, new: True
+
 
 @dataclass(frozen=True)
-class OneSetting:
+class OneSetting(SaysAll):
     """What the rules have in common that read and change the setting `name` alone."""
 
     name: str
@@ -79,6 +93,12 @@ class Indices(OneSetting):
             raise Inexpressible(f"no layer that {self.name} lists would stay, and {self.needed}")
         return {self.name: found}
 
+    def ways(self, settings: Settings, length: int, count: int) -> Iterator[Fits]:
+        chosen = settings.get(self.name)
+        if not self.needed or not isinstance(chosen, list | tuple):
+            return super().ways(settings, length, count)
+        return _one_of(chosen, length)
+
 
 @dataclass(frozen=True)
 class AtLeastOne(OneSetting):
@@ -92,6 +112,12 @@ class AtLeastOne(OneSetting):
         if isinstance(entries, list | tuple) and not any(entries[old % len(entries)] == self.entry for old in kept):
             raise Inexpressible(f"no layer of the kind {self.entry!r} ({self.name}) would stay, and {self.why}")
         return {}
+
+    def ways(self, settings: Settings, length: int, count: int) -> Iterator[Fits]:
+        entries = settings.get(self.name)
+        if not isinstance(entries, list | tuple):
+            return super().ways(settings, length, count)
+        return _one_of([old for old in range(count) if entries[old % len(entries)] == self.entry], length)
 
 
 @dataclass(frozen=True)
@@ -116,7 +142,7 @@ class Runs(OneSetting):
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(SaysAll):
     """Every `step`-th layer has experts, unless it is in the list `dense`; so all others can be listed there."""
 
     step: str
@@ -166,6 +192,13 @@ class Period:
             f"stay those with {self.what} are {wanted or 'none'} of 0 to {len(kept) - 1}, which no two numbers say"
         )
 
+    def ways(self, settings: Settings, length: int, count: int) -> Iterator[Fits]:
+        period, offset = settings[self.period], settings[self.offset]
+        assert isinstance(period, int)
+        assert isinstance(offset, int)
+        said = {tuple(range(start, length, found)) for found in range(1, length + 2) for start in range(found)}
+        return _exactly(range(offset, count, period), (new for new in said if new or not self.needed))
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -181,15 +214,9 @@ class Interval:
         return (self.start, self.end, self.interval)
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
-        start, end, interval = (settings[name] for name in self.names)
-        assert isinstance(start, int)
-        assert isinstance(end, int)
-        assert isinstance(interval, int)
-        last = count - 1 if end == -1 else end
-        chosen = [layer for layer in range(count) if start <= layer <= last and (layer + 1) % interval == 0]
-        wanted = _new_indices(chosen, kept)
+        wanted = _new_indices(self._chosen(settings, count), kept)
         if not wanted:
-            return {self.start: len(kept), self.end: len(kept), self.interval: interval}
+            return {self.start: len(kept), self.end: len(kept), self.interval: settings[self.interval]}
         for found in range(1, len(kept) + 1):
             if [layer for layer in range(wanted[0], wanted[-1] + 1) if (layer + 1) % found == 0] == wanted:
                 return {self.start: wanted[0], self.end: wanted[-1], self.interval: found}
@@ -197,6 +224,19 @@ class Interval:
             f"the layers with {self.what} are said by {', '.join(self.names)}, and of the layers that would stay they "
             f"are {wanted} of 0 to {len(kept) - 1}, which no three numbers say"
         )
+
+    def ways(self, settings: Settings, length: int, count: int) -> Iterator[Fits]:
+        every = [range(interval - 1, length, interval) for interval in range(1, length + 1)]
+        said = {tuple(one[a:b]) for one in every for b in range(len(one) + 1) for a in range(b + 1)}
+        return _exactly(self._chosen(settings, count), said)
+
+    def _chosen(self, settings: Settings, count: int) -> list[int]:
+        start, end, interval = (settings[name] for name in self.names)
+        assert isinstance(start, int)
+        assert isinstance(end, int)
+        assert isinstance(interval, int)
+        last = count - 1 if end == -1 else end
+        return [layer for layer in range(count) if start <= layer <= last and (layer + 1) % interval == 0]
 
 
 @dataclass(frozen=True)
@@ -207,6 +247,24 @@ class OverRootOfDepth(OneSetting):
         value = settings[self.name]
         assert isinstance(value, int | float)
         return {self.name: value * math.sqrt(len(kept) / count)}
+
+
+def _one_of(chosen: Collection[int], length: int) -> Iterator[Fits]:
+    """One way for each index that one of the layers `chosen` may have."""
+
+    def fits(place: int, old: int, new: int) -> bool:
+        return new != place or old in chosen
+
+    return (partial(fits, place) for place in range(length))
+
+
+def _exactly(chosen: Collection[int], said: Iterable[Collection[int]]) -> Iterator[Fits]:
+    """One way for each set of indices in `said`: the layers `chosen`, and no others, may have those."""
+
+    def fits(places: Collection[int], old: int, new: int) -> bool:
+        return (old in chosen) == (new in places)
+
+    return (partial(fits, places) for places in said)
 
 
 def _new_indices(chosen: Collection[int], kept: Sequence[int]) -> list[int]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+from elder_core.architectures.defaults import DEFAULTS
 from elder_core.architectures.rules import (
     AtLeastOne,
     Changes,
@@ -47,6 +48,10 @@ COMMON_REFUSALS = (
     Refusal("per_layer_config", "its layers differ by settings that are kept by layer index"),
 )
 
+TEXT = "text_config"  # where the config of a model that sees as well keeps its text part's
+# what files call the decoder layers of such a model
+TEXT_STACKS = r"language_model\.model\.layers|model\.layers|model\.language_model\.layers|model\.text_model\.layers"
+
 # Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
 RECOMPUTED = r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
 
@@ -69,8 +74,11 @@ class Architecture:
     `head` is the output embedding's tensor in a checkpoint, and `tied` whether it is the input embedding's where the
     config does not say. `float32` are the names of tensors, or of modules around them, that are stored in float32
     whatever the others are stored in; `float32_in_files` are patterns of those that files name otherwise.
-    `refusals` are settings under which removing a layer would change the layers that stay. `obsolete` are patterns of
-    tensors that old checkpoints hold and that mean nothing any more.
+    `refusals` are settings under which removing a layer would change the layers that stay. `not_loaded` are patterns of
+    tensors that files hold and transformers does not load: what old versions computed with, and what predicts several
+    tokens at once. `aliases` are other names that a config.json may have for the settings above, each with the setting.
+    `text_type` is the family of the text part, where that is only a part of the model: all settings are those of the
+    config's `text_config`, and tensors are saved by the names that they have in the source's files.
     """
 
     model_type: str
@@ -86,7 +94,9 @@ class Architecture:
     rules: tuple[Rule, ...] = ()
     unread: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
-    obsolete: tuple[str, ...] = ()
+    not_loaded: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    text_type: str | None = None
     returns: int | None = None
     head: str = "lm_head.weight"
     tied: bool = False
@@ -99,16 +109,41 @@ class Architecture:
         return bool(self.writers) and not self.rules
 
     def keeps(self, tensor: str) -> bool:
-        """Whether the tensor of that name is saved again; others are computed anew, or mean nothing any more."""
-        return not any(re.search(pattern, tensor) for pattern in (*self.obsolete, RECOMPUTED))
+        """Whether the tensor of that name is saved again; others are computed anew, or not loaded at all."""
+        return not any(re.search(pattern, tensor) for pattern in (*self.not_loaded, RECOMPUTED))
+
+    def place(self, tensor: str) -> tuple[str, int | None]:
+        """What the tensor of that name in a file is saved as, with `{}` for the number of its layer; and that number.
+
+        The base model's own checkpoints leave out the name that it has in the whole model.
+        """
+        if self.text_type:
+            found = re.match(rf"({TEXT_STACKS})\.(\d+)\.(.+)", tensor)
+            return (f"{found[1]}.{{}}.{found[3]}", int(found[2])) if found else (tensor, None)
+        base, _, stack = self.stack.partition(".")
+        if found := re.match(rf"(?:{base}\.)?{re.escape(stack)}\.(\d+)\.(.+)", tensor):
+            return f"{self.stack}.{{}}.{found[2]}", int(found[1])
+        head = self.head.rpartition(".")[0]
+        return tensor if tensor.startswith((f"{base}.", f"{head}.")) else f"{base}.{tensor}", None
+
+    def completed(self, settings: Settings) -> Settings:
+        """A config as `config.json` has it, with what transformers would fill in as far as this row names it."""
+        names = (self.count, self.hidden, *filter(None, [self.positions]))
+        default = dict(zip(names, DEFAULTS.get(self.text_type or self.model_type, ()), strict=False))
+        renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
+        return {**default, **settings, **renamed}
 
     def keeps_float32(self, name: str) -> bool:
         """Whether the tensor `name` is stored in float32 whatever the others are stored in."""
         return any(re.search(rf"(^|\.){kept}($|\.)", name) for kept in (*self.float32, *self.float32_in_files))
 
 
-# how many layers, for predicting several tokens at once, a checkpoint keeps after the others; they are not loaded
+# how many layers for predicting several tokens at once there are, which are not loaded; those that the first of these
+# counts are kept after the others, as if they were more of them
 APPENDED = "num_nextn_predict_layers"
+PREDICTORS = (APPENDED, "mtp_num_hidden_layers")
+
+GPT = (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"), ("max_position_embeddings", "n_positions"))
 
 CACHE = "generating with a cache needs one layer with attention at least"
 
@@ -136,7 +171,8 @@ ARCHITECTURES: dict[str, Architecture] = {
                 ),
             ),
             tied=True,
-            obsolete=(r"\.attn\.masked_bias$",),  # once the number that masked
+            not_loaded=(r"\.attn\.masked_bias$",),  # once the number that masked,
+            aliases=GPT,
         ),
         Architecture(
             "gpt_neox",
@@ -171,6 +207,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             per_layer=("layer_types", "mlp_layer_types"),
             writers=(),
             float32=("e_score_correction_bias",),
+            not_loaded=(r"mlp\.post_mlp_layernorm",),
         ),
         Architecture(
             "bailing_hybrid",
@@ -212,6 +249,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             returns=2,
             writers=("self_attention.dense", "mlp.dense_4h_to_h"),
             tied=True,
+            aliases=(("num_hidden_layers", "n_layer"), ("n_embed", "hidden_size")),
         ),
         Architecture(
             "codegen",
@@ -222,6 +260,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions="n_positions",
             returns=2,
             writers=("attn.out_proj", "mlp.fc_out"),
+            aliases=GPT,
         ),
         Architecture("cohere", "CohereForCausalLM", "model.layers", tied=True),
         Architecture("cohere2", "Cohere2ForCausalLM", "model.layers", tied=True),
@@ -264,6 +303,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             writers=(),
             float32=("gate.weight", "moe_statics"),
             tied=True,
+            not_loaded=("mtp",),
         ),
         Architecture("exaone4", "Exaone4ForCausalLM", "model.layers", unread=("sliding_window_pattern",), writers=()),
         Architecture(
@@ -275,6 +315,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             unread=("sliding_window_pattern",),
             writers=(),
             float32=("e_score_correction_bias",),
+            not_loaded=("mtp.*",),
         ),
         Architecture(
             "falcon",
@@ -284,6 +325,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             returns=2,
             writers=("self_attention.dense", "mlp.dense_4h_to_h"),
             tied=True,
+            aliases=(("n_embed", "hidden_size"),),
         ),
         Architecture("falcon_h1", "FalconH1ForCausalLM", "model.layers", returns=1, writers=()),
         Architecture(
@@ -336,6 +378,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions="n_positions",
             writers=("attn.c_proj", "mlp.c_proj"),
             tied=True,
+            aliases=GPT,
         ),
         Architecture(
             "gpt_neo",
@@ -358,6 +401,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions="n_positions",
             returns=2,
             writers=("attn.out_proj", "mlp.fc_out"),
+            aliases=GPT,
         ),
         Architecture("granite", "GraniteForCausalLM", "model.layers", writers=()),
         Architecture(
@@ -419,6 +463,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             per_layer=("layer_types", "mlp_layer_types"),
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             writers=(),
+            aliases=(("max_position_embeddings", "model_max_length"),),
         ),
         Architecture(
             "kolibri1",
@@ -472,7 +517,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mamba", "MambaForCausalLM", "backbone.layers", positions=None, writers=(), tied=True),
         Architecture("mamba2", "Mamba2ForCausalLM", "backbone.layers", positions=None, writers=()),
         Architecture(
-            "mellum", "MellumForCausalLM", "model.layers", per_layer=("layer_types", "mlp_layer_types"), writers=()
+            "mellum",
+            "MellumForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "mlp_layer_types"),
+            writers=(),
+            not_loaded=(r"^mtp\.",),
         ),
         Architecture(
             "mimo_v2_flash",
@@ -481,6 +531,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             per_layer=("layer_types", "mlp_layer_types"),
             writers=(),
             float32=("e_score_correction_bias",),
+            not_loaded=(r"^model\.mtp\.",),
         ),
         Architecture(
             "minicpm3",
@@ -504,6 +555,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             returns=2,
             writers=("attn.out_proj", "ffn.down_proj"),
             tied=True,
+            aliases=(("num_hidden_layers", "n_layers"), ("hidden_size", "d_model")),
         ),
         Architecture("nanochat", "NanoChatForCausalLM", "model.layers", writers=()),
         Architecture("nemotron", "NemotronForCausalLM", "model.layers"),
@@ -519,6 +571,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 AtLeastOne("layer_types", "linear_attention", "its config does not allow that"),
             ),
             writers=(),
+            not_loaded=("^mtp.*",),
         ),
         Architecture("olmoe", "OlmoeForCausalLM", "model.layers", writers=()),
         Architecture(
@@ -541,6 +594,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             writers=(),
+            not_loaded=("^mtp.*", "^model.visual.*"),
         ),
         Architecture(
             "qwen3_5_text",
@@ -548,6 +602,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             writers=(),
+            not_loaded=("^mtp.*", "^model.visual.*"),
         ),
         Architecture(
             "qwen3_moe",
@@ -565,6 +620,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 Step("decoder_sparse_step", "mlp_only_layers"),
             ),
             writers=(),
+            not_loaded=("^mtp.*",),
         ),
         Architecture(
             "recurrent_gemma",
@@ -601,14 +657,81 @@ ARCHITECTURES: dict[str, Architecture] = {
             hidden="d_model",
             writers=("self_attn.out_proj", "fc2"),
             tied=True,
+            aliases=(("num_hidden_layers", "num_layers"), ("hidden_size", "d_model")),
         ),
         Architecture("youtu", "YoutuForCausalLM", "model.layers", writers=(), tied=True),
     )
 }
 
+# text parts that transformers has in no causal language model
+TEXT_PARTS: dict[str, Architecture] = {
+    row.model_type: row
+    for row in (
+        Architecture("qwen2_vl_text", "Qwen2VLTextModel", "layers", thresholds=("max_window_layers",)),
+        Architecture("qwen2_5_vl_text", "Qwen2_5_VLTextModel", "layers", thresholds=("max_window_layers",)),
+    )
+}
+LANGUAGE = "model.language_model.layers"
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "internlm3")
+
+
+@dataclass(frozen=True)
+class Multimodal:
+    """A family that reads images besides text, around a model of one of the families `texts`; the first is the default.
+
+    What sees is left as it is; layers are removed from the text part. `stack` and `tied` are as in Architecture.
+    """
+
+    model_type: str
+    model_class: str
+    texts: tuple[str, ...]
+    stack: str = LANGUAGE
+    tied: bool = False
+
+    def around(self, text_type: str | None) -> Architecture:
+        """The row of the whole model.
+
+        Raises:
+            UnsupportedArchitecture: its text part is of another family than `texts`.
+        """
+        text_type = text_type or self.texts[0]
+        if text_type not in self.texts:
+            raise UnsupportedArchitecture(
+                f"The text part of this {self.model_type} model is of the architecture {text_type!r}, which has not "
+                f"been tried there; it may be {', '.join(self.texts)}.",
+                loc=("model", "id"),
+            )
+        return replace(
+            {**ARCHITECTURES, **TEXT_PARTS}[text_type],
+            model_type=self.model_type,
+            model_class=self.model_class,
+            stack=self.stack,
+            tied=self.tied,
+            head="lm_head.weight",
+            text_type=text_type,
+        )
+
+
+MULTIMODAL: dict[str, Multimodal] = {
+    row.model_type: row
+    for row in (
+        Multimodal("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",), tied=True),
+        Multimodal("idefics3", "Idefics3ForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
+        Multimodal("internvl", "InternVLForConditionalGeneration", ("qwen2", *LLAMAS), tied=True),
+        Multimodal("llava", "LlavaForConditionalGeneration", LLAMAS),
+        Multimodal("llava_next", "LlavaNextForConditionalGeneration", LLAMAS),
+        Multimodal("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3"), tied=True),
+        Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",)),
+        Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",)),
+        Multimodal("smolvlm", "SmolVLMForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
+    )
+}
+
 ENCODER = "it is an encoder that can also be run as a decoder; only models made as decoders are supported"
 HALF = "it is the decoder of an encoder-decoder model, and an encoder reads or feeds its layers"
-SENSES = "it reads or makes images or sound besides text; only language models are supported"
+SENSES = "it reads or makes images or sound by layers that are not those of a language model"
+DEEP = "what it sees is added after its first layers, found by their number"
+UNSEEN = "removing layers of its text part has not been shown yet to leave a model that loads and sees or hears rightly"
 PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
 SHARING = "its layers use the keys and values, or the choice of tokens, of an earlier layer, found by its number"
 UNTESTED = "removing its layers has not been shown yet to leave a model that loads and generates rightly"
@@ -652,6 +775,11 @@ REFUSED: dict[str, str] = {
             "plbart",
             "prophetnet",
             "trocr",
+            "florence2",
+            "t5gemma2",
+            "udop",
+            "vision-encoder-decoder",
+            "pix2struct",
             "whisper",
         ],
         HALF,
@@ -662,17 +790,103 @@ REFUSED: dict[str, str] = {
             "fuyu",
             "git",
             "got_ocr2",
-            "mllama",
             "moshi",
             "moss_transcribe_diarize",
             "musicgen",
             "musicgen_melody",
             "phi4_multimodal",
+            "cosmos3_edge",
+            "cosmos3_omni",
+            "diffusion_gemma",
+            "evolla",
+            "pi0",
+            "janus",
+            "kosmos-2",
+            "kosmos-2.5",
+            "pp_formulanet",
+            "chameleon",
             "cohere_compass_text",
         ],
         SENSES,
     ),
-    **dict.fromkeys(["gemma3", "llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
+    **dict.fromkeys(
+        [
+            "aria",
+            "aya_vision",
+            "blip",
+            "blip-2",
+            "cohere2_vision",
+            "cohere_compass",
+            "deepseek_ocr2",
+            "deepseek_vl",
+            "deepseek_vl_hybrid",
+            "ernie4_5_vl_moe",
+            "exaone4_5",
+            "fast_vlm",
+            "fun_asr_nano",
+            "glm46v",
+            "glm4v",
+            "glm4v_moe",
+            "glm5_next",
+            "glm_ocr",
+            "glmasr",
+            "glmga",
+            "granite4_vision",
+            "granite_docling",
+            "granite_speech",
+            "granite_speech_plus",
+            "hunyuan_vl",
+            "hyperclovax_vision_v2",
+            "idefics",
+            "idefics2",
+            "inkling2",
+            "inkling_mm_model",
+            "instructblip",
+            "instructblipvideo",
+            "kimi_k25",
+            "kyutai_speech_to_text",
+            "lfm2_vl",
+            "lfm3_vl",
+            "lighton_ocr",
+            "llava_next_video",
+            "llava_onevision",
+            "minicpm_ocr",
+            "minicpmv4_6",
+            "minicpmv4_7",
+            "minimax_m3_vl",
+            "mistral4",
+            "mistral_large4",
+            "molmo2",
+            "muse_glimmer",
+            "muse_spark",
+            "nemo_speechlm",
+            "nemotron_h_omni",
+            "ovis2",
+            "paddleocr_vl",
+            "paligemma",
+            "perception_lm",
+            "pp_chart2table",
+            "qianfan_ocr",
+            "qwen2_5_omni",
+            "qwen2_5_omni_thinker",
+            "qwen2_audio",
+            "qwen3_asr",
+            "qwen3_omni_moe",
+            "qwen3_omni_moe_thinker",
+            "shieldgemma2",
+            "step3p7",
+            "unlimited_ocr",
+            "vibevoice_asr",
+            "video_llama_3",
+            "video_llava",
+            "vipllava",
+            "voxtral",
+            "voxtral_realtime",
+        ],
+        UNSEEN,
+    ),
+    **dict.fromkeys(["llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
+    **dict.fromkeys(["qwen3_vl", "qwen3_vl_moe"], DEEP),
     **dict.fromkeys(["dots3_note", "dots3_note_text"], "its layers differ by settings that are kept by layer index"),
     **dict.fromkeys(
         [
@@ -703,6 +917,7 @@ REFUSED: dict[str, str] = {
         ],
         UNTESTED,
     ),
+    "mllama": "the layers that look at images are found among the others by their number",
     "beam": "each of its layers reads what chosen earlier layers added, found by their number",
     "blt": "it has three stacks of layers, for bytes and for patches of bytes",
     "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
@@ -723,8 +938,8 @@ REFUSED: dict[str, str] = {
 }
 
 
-def find(model_type: str) -> Architecture:
-    """The row of `model_type`, as a config's field of that name gives it.
+def find(model_type: str, text_type: str | None = None) -> Architecture:
+    """The row of `model_type`, as a config's field of that name gives it; `text_type` is that of its text part, if any.
 
     Raises:
         UnsupportedArchitecture: there is none; the message says why, or names the nearest.
@@ -735,15 +950,34 @@ def find(model_type: str) -> Architecture:
         )
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
-    near = get_close_matches(model_type, ARCHITECTURES, n=3)
+    if model_type in MULTIMODAL:
+        return MULTIMODAL[model_type].around(text_type)
+    known = [*ARCHITECTURES, *MULTIMODAL]
+    near = get_close_matches(model_type, known, n=3)
     raise UnsupportedArchitecture(
-        f"The architecture {model_type!r} is not supported; docs/architectures.md lists the {len(ARCHITECTURES)} that "
+        f"The architecture {model_type!r} is not supported; docs/architectures.md lists the {len(known)} that "
         f"are.{' Nearest: ' * bool(near)}{', '.join(near)}{'.' * bool(near)}",
         loc=("model", "id"),
     )
 
 
-def check_settings(row: Architecture, settings: dict[str, object]) -> None:
+def find_for(settings: Settings) -> Architecture:
+    """The row of the model whose `config.json` holds `settings`.
+
+    Raises:
+        UnsupportedArchitecture: see find.
+    """
+    part = settings.get(TEXT)
+    return find(str(settings.get("model_type") or "none"), part.get("model_type") if isinstance(part, dict) else None)
+
+
+def text_settings(row: Architecture, settings: Settings) -> Settings:
+    """Those of the text part: `settings` themselves where that is the whole model, or old files do not part them."""
+    part = settings.get(TEXT)
+    return part if row.text_type and isinstance(part, dict) else settings
+
+
+def check_settings(row: Architecture, settings: Settings) -> None:
     """Refuse a config, given as `field → value`, from which no layer can be removed.
 
     Raises:
@@ -766,8 +1000,7 @@ def changes(row: Architecture, settings: Settings, kept: Sequence[int]) -> Chang
     count = settings[row.count]
     assert isinstance(count, int)
     found: Changes = {row.count: len(kept)}
-    if settings.get(APPENDED):
-        found[APPENDED] = 0
+    found |= {name: 0 for name in PREDICTORS if settings.get(name)}
     rules: tuple[Rule, ...] = (*map(PerLayer, row.per_layer), *map(Threshold, row.thresholds), *row.rules)
     for rule in rules:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -20,10 +21,12 @@ def max_positions(model: PreTrainedModel) -> int | None:
 @torch.inference_mode()
 def step(model: PreTrainedModel, ids: torch.Tensor, cache: Cache | None = None) -> tuple[torch.Tensor, Cache]:
     """Read `ids` `[1, n]` after what `cache` holds; return the likeliest next token `[1, 1]` and the longer cache."""
-    # models that are all state space, such as Mamba, have their own name for it
-    name = next(name for name in ("past_key_values", "cache_params") if name in _parameters(model))
-    output = model(input_ids=ids, use_cache=True, **{name: cache}, **_last_logits_only(model))
-    return output.logits[:, -1:].argmax(-1), getattr(output, name)
+    if "past_key_values" not in _parameters(model):  # models that are all state space, such as Mamba
+        output = model(input_ids=ids, use_cache=True, cache_params=cache, **_last_logits_only(model))
+        return output.logits[:, -1:].argmax(-1), output.cache_params
+    cache = DynamicCache(config=model.config) if cache is None else cache  # RecurrentGemma gives back none of its own
+    output = model(input_ids=ids, use_cache=True, past_key_values=cache, **_last_logits_only(model))
+    return output.logits[:, -1:].argmax(-1), cache
 
 
 def _last_logits_only(model: PreTrainedModel) -> dict[str, Any]:

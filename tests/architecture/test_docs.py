@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from elder_core.architectures.table import ARCHITECTURES
+from elder_core.architectures.table import ARCHITECTURES, MULTIMODAL
 from elder_core.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_make_help_shows_the_targets_that_people_use() -> None:
 
 def test_readme_names_every_architecture_and_method() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert [name for name in (*ARCHITECTURES, *METHODS) if f"`{name}`" not in readme] == []
+    assert [name for name in (*ARCHITECTURES, *MULTIMODAL, *METHODS) if f"`{name}`" not in readme] == []
 
 
 def test_the_card_of_the_bundled_model_is_that_of_its_template() -> None:

@@ -265,9 +265,15 @@ own config class, and loads the result in a fresh process. Each line holds for e
 - config: it validates, every tensor is there and none too many, tied embeddings are still tied, and the size is what
   the plan foretold.
 
-Sets that the config has no words for are refused, before any training: such as those that leave no layer with
-attention, or a pattern that Jamba's two numbers cannot say. Methods that change weights to make up for layers
+Sets that the config has no words for are refused, before any training, where a job names them: such as those that leave
+no layer with attention, or a pattern that Jamba's two numbers cannot say. Where a method chooses layers the nearest set
+that can be said is taken, and the report says so. Methods that change weights to make up for layers
 (ReplaceMe, Prune&Comp) need layers that add the outputs of two matrices to the hidden state: *compensation*.
+"""
+
+SEEING = """Layers go from the text part; what sees is not touched, and calibration is by text alone. With an image
+among the tokens the saved model says what the whole one says with these layers bypassed, and generates the same with
+the cache as without. Two sets of layers each, whether removed in memory or cut from the files.
 """
 
 
@@ -278,6 +284,10 @@ def page() -> str:
         allowed, refused = (" ".join("".join(map(str, layers)) for layers in sets) for sets in sets_of(family))
         compensation = "yes" if row.writers else "no"
         rows.append(f"| `{family}` | {allowed} | {refused} | equal | equal | valid | {compensation} |")
+    seeing = [
+        f"| `{family}` | {', '.join(f'`{text}`' for text in row.texts)} |"
+        for family, row in sorted(table.MULTIMODAL.items())
+    ]
     reasons = [f"| `{family}` | {reason} |" for family, reason in sorted(table.REFUSED.items())]
     return "\n".join(
         [
@@ -286,6 +296,11 @@ def page() -> str:
             "| family | removed, of layers 0 to 5 | refused | reload | cache | config | compensation |",
             "|---|---|---|---|---|---|---|",
             *rows,
+            f"\n## Supported, with an image among the text: {len(seeing)}\n",
+            SEEING,
+            "| family | text part |",
+            "|---|---|",
+            *seeing,
             f"\n## Refused by name: {len(reasons)}\n",
             "| family | why |",
             "|---|---|",

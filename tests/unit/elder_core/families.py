@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -108,6 +110,14 @@ REPRESENTATIVE = (
     *("gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3"),
     *("bloom", "deepseek_v3", "falcon_h1", "gemma3_text", "gpt_neo", "jamba", "mamba", "qwen3_next"),
 )
+
+
+def each(families: Iterable[str]) -> list[Any]:
+    """Values of a parameter: `make test` runs those that are representative, `make test-architectures` all of them."""
+    return [
+        pytest.param(family, marks=() if family in REPRESENTATIVE else pytest.mark.every_family)
+        for family in sorted(families)
+    ]
 
 
 def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:

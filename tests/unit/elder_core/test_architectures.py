@@ -8,27 +8,40 @@ import sys
 from operator import attrgetter
 
 import pytest
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from elder_core.architectures import table
+from elder_core.architectures.defaults import DEFAULTS
 from elder_core.errors import UnsupportedArchitecture
 
 FAMILIES = sorted(table.ARCHITECTURES)
 SPEAKS_OF_LAYERS = re.compile(
     r"layer|block_type|_k_dense|dense_replace|sparse_step|_every_|interval|period|pattern|_idxs$"
 )
+OTHER_NAMES = {
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "hidden_size", "n_embd", "n_embed", "d_model"),
+    *("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "n_ctx", "seq_length"),
+}
 SPEAK_OF_NONE = {"layerdrop", "mtp_layer_types", "mtp_mlp_layer_types"}  # the last two of layers that are not loaded
 
 
-def test_every_causal_language_model_of_transformers_is_supported_or_refused_by_name():
-    """A new release may have new ones: add a row to ARCHITECTURES, or the reason why not to REFUSED."""
-    decided = {*table.ARCHITECTURES, *table.REFUSED}
+def test_every_model_of_transformers_that_writes_text_is_supported_or_refused_by_name():
+    """A new release may have new ones: add a row to ARCHITECTURES or MULTIMODAL, or the reason why not to REFUSED."""
+    decided = {*table.ARCHITECTURES, *table.MULTIMODAL, *table.REFUSED}
     there = {CONFIG_MAPPING[name].model_type or name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     assert there - decided == set()
-    assert decided - there == set(), "transformers has it no longer"
-    assert table.ARCHITECTURES.keys() & table.REFUSED.keys() == set()
+    seeing = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
+    assert seeing - decided == set()
+    assert decided - there - seeing == set(), "transformers has it no longer"
+    assert len(decided) == len(table.ARCHITECTURES) + len(table.MULTIMODAL) + len(table.REFUSED)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,6 +76,37 @@ def test_every_config_field_that_speaks_of_layers_is_dealt_with(family):
     lists = {name for name, value in written.items() if isinstance(value, list) and len(value) == count}
     named = {name for name in written if SPEAKS_OF_LAYERS.search(name) and "norm" not in name}
     assert (named | lists) - known - SPEAK_OF_NONE == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_the_config_class(family):
+    row, settings = table.find(family), AutoConfig.for_model(family).to_dict()
+    names = (row.count, row.hidden, row.positions)
+    assert DEFAULTS[family] == tuple(None if name is None else settings[name] for name in names)
+    assert all(row.completed({})[name] == settings[name] for name in names if name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_aliases_are_the_names_that_transformers_reads(family):
+    row = table.find(family)
+    for alias in sorted(OTHER_NAMES - {row.count, row.hidden, row.positions}):
+        try:
+            loaded = AutoConfig.for_model(family, **{alias: 128}).to_dict()
+        except (ValueError, TypeError, StrictDataclassError):
+            continue  # it contradicts other settings
+        named = [name for name in (row.count, row.hidden, row.positions) if name and loaded[name] == 128]
+        assert [name for name in named if row.completed({})[name] != 128] == [
+            name for known, name in row.aliases if known == alias
+        ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_that_transformers_does_not_load_are_not_saved(family):
+    row = table.find(family)
+    ignored = getattr(transformers, row.model_class)._keys_to_ignore_on_load_unexpected or []
+    appended = re.compile(r"model\\\.layers\\\.\d+")
+    buffers = {"inv_freq", "attn.bias", "crossattention.bias", "attention.bias", "attention.masked_bias"}
+    assert {key for key in ignored if not appended.match(key)} - buffers <= {*row.not_loaded}
 
 
 def test_unknown_family_is_answered_with_the_known_ones():

@@ -42,7 +42,7 @@ from elder_core.registry import METHODS
 from elder_core.stream import scale_output, writers
 from elder_core.surgery import bypassed, decoder_layers
 from tests.unit.elder_core.conftest import LAYERS, MakeTiny
-from tests.unit.elder_core.families import REPRESENTATIVE
+from tests.unit.elder_core.families import REPRESENTATIVE, each
 from tests.unit.elder_core.test_methods import context_of, idle, state
 
 BASELINES = [name for name, entry in METHODS.items() if issubclass(entry.load(), Baseline)]
@@ -70,11 +70,12 @@ def loss_without(context: Context, removed: Collection[int]) -> float:
 # What holds for all of them --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", REPRESENTATIVE)
+@pytest.mark.parametrize("model_type", each(table.ARCHITECTURES))
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_works_on_every_architecture(make_tiny: MakeTiny, name: str, model_type: str) -> None:
     model = make_tiny(model_type)
     context, before, method = context_of(model), state(model), method_of(name)
+    learning = [parameter.requires_grad for parameter in model.parameters()]  # not all of every model's do
     if name in COMPENSATING and not table.find(model_type).writers:
         with pytest.raises(UnsupportedArchitecture, match="cannot compensate"):
             method.select(context, 2)
@@ -85,7 +86,8 @@ def test_every_baseline_works_on_every_architecture(make_tiny: MakeTiny, name: s
     assert found.weights is None or len(found.weights) == LAYERS
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     assert not any(layer._forward_hooks or "forward" in layer.__dict__ for layer in decoder_layers(model))
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()] == learning
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert method.regularize(context, found.removed) == ()
     with bypassed(model, found.removed), torch.no_grad():
         assert logits_of(model, context.windows).isfinite().all()

@@ -26,7 +26,7 @@ from elder_core.errors import (
     OutputExists,
     UnsupportedArchitecture,
 )
-from elder_core.inspection import Sources
+from elder_core.inspection import LEFT_OUT, Sources
 from elder_core.spec import ModelRef, OutputSpec, Precision
 from elder_core.surgery import bypassed, remove_layers
 from elder_core.weight_files import checkpoint_bytes
@@ -188,6 +188,42 @@ def test_what_old_checkpoints_hold_is_left_out(
     found = files(cut(source, tmp_path / "cut"))
     assert found == files(loaded_and_saved(source, tmp_path / "saved"))
     assert json.loads(found["generation_config.json"])["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("family", "added"),
+    [
+        ("deepseek_v3", "model.layers.6.{}"),
+        ("glm4_moe", "model.layers.6.{}"),
+        ("qwen3_next", "mtp.layers.0.{}"),
+        ("ernie4_5_moe", "model.mtp_block.0.{}"),
+        ("mimo_v2_flash", "model.mtp.layers.0.{}"),
+    ],
+)
+def test_layers_that_predict_several_tokens_at_once_are_left_out(
+    make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, family: str, added: str
+) -> None:
+    """As DeepSeek, GLM, Qwen and others keep them; transformers does not load them."""
+    source_of(tmp_path / "source", make_tiny(family), tiny_tokenizer)
+    path = tmp_path / "source" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_nextn_predict_layers": 1}))
+
+    def add(held: dict[str, torch.Tensor]) -> None:
+        first = "model.layers.0."
+        held.update({added.format(n.removeprefix(first)): held[n] + 1 for n in list(held) if n.startswith(first)})
+
+    source, removed = edit_weights(tmp_path / "source", add), (0, 5)
+    assert source.info.predictors
+    assert source.info.warnings == (LEFT_OUT,)
+    found = files(cut(source, tmp_path / "cut", removed))
+    assert found == files(loaded_and_saved(source, tmp_path / "saved", removed))
+    assert json.loads(found["config.json"])["num_nextn_predict_layers"] == 0
+    shorter = resolved(tmp_path / "cut").info
+    assert (shorter.layers, shorter.predictors) == (4, False)
+    plain = source_of(tmp_path / "plain", make_tiny(family), tiny_tokenizer)
+    assert not plain.info.predictors
+    assert plain.info.warnings == ()
+    assert raw(cut(plain, tmp_path / "plain-cut", removed)) == raw(tmp_path / "cut")
 
 
 @pytest.mark.parametrize("difference", [0, 1])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from elder_core.architectures.table import ARCHITECTURES
 from elder_core.gates import gated, observed
 from elder_core.parameters import Gate
 from elder_core.surgery import bypassed, decoder_layers
+from tests.unit.elder_core.conftest import MakeTiny
+from tests.unit.elder_core.families import each
 
 IDS = torch.arange(1, 25).view(2, 12)
 
@@ -97,3 +102,44 @@ def test_observed_sees_the_output_without_the_gate(gate: bool) -> None:
         output, _ = layer(hidden_states=torch.ones(1, 1, 3))
     assert seen[0].item() == 3
     assert output.sum().item() == (3 if gate else 6)
+
+
+@pytest.mark.parametrize("family", each(ARCHITECTURES))
+def test_gates_work_with_gradient_checkpointing_and_leave_the_model_as_it_was(family: str, make_tiny: MakeTiny) -> None:
+    model = make_tiny(family).requires_grad_(False)
+    if not model.supports_gradient_checkpointing:
+        assert family == "jetmoe"
+        return
+    before, layers = copy.deepcopy(model.state_dict()), decoder_layers(model)
+    chosen = [0, 2, 5]
+
+    def gradient() -> Tensor:
+        weights = torch.full((len(layers),), 0.5, requires_grad=True)
+        with gated(layers, weights, Gate.RESIDUAL, chosen):
+            model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).mean().backward()
+        assert weights.grad is not None
+        return weights.grad
+
+    whole, plain = logits(model), gradient()
+    assert plain.nonzero().flatten().tolist() == chosen
+    with checkpointed(model):
+        found = gradient()
+    if family != "phimoe":  # which sends tokens to experts at random in training
+        torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
+    assert torch.equal(logits(model), whole)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(layer._forward_hooks or "forward" in layer.__dict__ for layer in layers)
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel) -> Iterator[None]:
+    """Compute each layer again on the way back; models do so in training mode only."""
+    model.activation_checkpointing_enable()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        vars(module).update({name: 0.0 for name, value in vars(module).items() if "drop" in name and value})
+    yield
+    model.eval()
+    model.activation_checkpointing_disable()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from elder_core import inspection
@@ -117,6 +119,30 @@ class TestInspectCheckpoint:
         assert (info.layers, info.dtype) == (6, "bfloat16")
         assert info.weight_bytes == checkpoint_bytes(checkpoint) > 10_000
 
+    @pytest.mark.parametrize(
+        ("family", "names"),
+        [
+            ("bloom", {"hidden_size": "n_embed", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}),
+            ("falcon", {"hidden_size": "n_embed"}),
+            ("gpt2", {"n_embd": "hidden_size", "n_layer": "num_hidden_layers"}),
+        ],
+    )
+    def test_old_names_of_settings(self, family, names, make_tiny, tmp_path):
+        make_tiny(family).save_pretrained(tmp_path)
+        path = tmp_path / "config.json"
+        settings = json.loads(path.read_text())
+        path.write_text(json.dumps({names.get(name, name): value for name, value in settings.items()}))
+        info = inspection.inspect_checkpoint(tmp_path)
+        assert (info.layers, info.hidden_size) == (6, 32)
+        loaded, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        assert [key for kind in loading.values() for key in kind] == []
+        assert loaded.config.hidden_size == 32
+
+    def test_settings_left_out_are_the_defaults(self, make_tiny, tmp_path):
+        make_tiny("gemma3_text", max_position_embeddings=131_072).save_pretrained(tmp_path)
+        edit_config(tmp_path, max_position_embeddings=...)
+        assert inspection.inspect_checkpoint(tmp_path).max_positions == 131_072
+
     @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt"])
     def test_every_family(self, family, make_tiny, tmp_path):
         make_tiny(family).save_pretrained(tmp_path)
@@ -170,7 +196,7 @@ class TestInspectCheckpoint:
         with pytest.raises(UnsupportedArchitecture, match="give a LlamaForCausalLM"):
             inspection.inspect_checkpoint(checkpoint)
 
-    @pytest.mark.parametrize("count", [0, -1, 10**12, "6", 6.0, True, None, ...])
+    @pytest.mark.parametrize("count", [0, -1, 10**12, "6", 6.0, True, None])
     def test_absurd_layer_count(self, checkpoint, count):
         edit_config(checkpoint, num_hidden_layers=count)
         with pytest.raises(ConfigMismatch, match=r"num_hidden_layers.*1 to 10000"):
@@ -226,9 +252,19 @@ class TestInspectCheckpoint:
         with pytest.raises(AdapterOnly, match="merge_and_unload"):
             inspection.inspect_checkpoint(checkpoint)
 
-    def test_adapter_beside_its_model(self, checkpoint):
-        (checkpoint / "adapter_config.json").write_text("{}")
-        with pytest.raises(AdapterOnly, match="Merge it into its model first"):
+    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+    def test_adapter_beside_its_model(self, checkpoint, name):
+        (checkpoint / name).write_text("{}")
+        with pytest.raises(AdapterOnly, match=r"Merge it into its model first.*take the adapter's files away"):
+            inspection.inspect_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("name", ["lora_A.default.weight", "lora_embedding_B.default", "base_layer.weight"])
+    def test_adapter_within_its_model(self, checkpoint, name):
+        """As save_pretrained writes a model that peft has changed in place."""
+        held = safetensors.torch.load_file(checkpoint / "model.safetensors")
+        held[f"model.layers.0.self_attn.q_proj.{name}"] = held["model.layers.0.self_attn.q_proj.weight"].clone()
+        safetensors.torch.save_file(held, checkpoint / "model.safetensors")
+        with pytest.raises(AdapterOnly, match=r"not merged into them .*Merge it into its model first"):
             inspection.inspect_checkpoint(checkpoint)
 
     @pytest.mark.parametrize(

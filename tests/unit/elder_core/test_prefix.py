@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import LayersOutOfRange
 from elder_core.methods.losses import logits_of
 from elder_core.methods.prefix import Prefix
 from elder_core.surgery import bypassed, decoder_layers
 from tests.unit.elder_core.conftest import LAYERS, MakeTiny
-from tests.unit.elder_core.families import REPRESENTATIVE
+from tests.unit.elder_core.families import each
 
 IDS = torch.randint(1, 257, (2, 24), generator=torch.Generator().manual_seed(0))  # past the sliding windows of 8
 VARIATIONS = ((), (0,), (2,), (5,), (0, 5), (1, 2), (2, 3, 4), (0, 1, 2, 3, 4), tuple(range(LAYERS)))
@@ -43,7 +44,7 @@ def counted(model: PreTrainedModel) -> Iterator[list[int]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("model_type", REPRESENTATIVE)
+@pytest.mark.parametrize("model_type", each(ARCHITECTURES))
 @pytest.mark.parametrize("base", [(), (0, 3), (2, 5)])
 def test_logits_are_those_of_the_bypassed_model(make_tiny: MakeTiny, model_type: str, base: tuple[int, ...]) -> None:
     model = make_tiny(model_type)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from elder_core.architectures.table import ARCHITECTURES
 from elder_core.methods.elder.search import refine
 from elder_core.methods.losses import logits_of
 from elder_core.methods.mathematics import kl_divergence
@@ -18,7 +19,7 @@ from elder_core.methods.repair import Repair
 from elder_core.parameters import ElderParameters, SearchScore
 from elder_core.surgery import decoder_layers
 from tests.unit.elder_core.conftest import LAYERS, MakeTiny
-from tests.unit.elder_core.families import REPRESENTATIVE
+from tests.unit.elder_core.families import each
 from tests.unit.elder_core.test_methods import QUICK, context_of, idle
 
 IDS = torch.randint(1, 257, (8, 24), generator=torch.Generator().manual_seed(0))
@@ -70,7 +71,7 @@ def test_the_score_follows_from_the_budget(budget: dict[str, int], score: Search
     assert ElderParameters(**budget).search_score_or_default is score
 
 
-@pytest.mark.parametrize("model_type", REPRESENTATIVE)
+@pytest.mark.parametrize("model_type", each(ARCHITECTURES))
 def test_beginning_like_another_set_changes_no_error(make_tiny: MakeTiny, model_type: str) -> None:
     model = make_tiny(model_type)
     plain = {removed: Repair(model, IDS).error(removed) for removed in SETS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from elder_core import sizes
-from elder_core.errors import NoLayerLeft, TargetAlreadyMet, TargetUnreachable
+from elder_core.errors import NoLayerLeft, TargetAlreadyMet, TargetUnreachable, UnsupportedArchitecture
 from elder_core.inspection import inspect_checkpoint
 from elder_core.sizes import count_to_remove, fewest_layers, saved_sizes
 from elder_core.spec import JobSpec, ModelRef, OutputSpec, Precision
@@ -121,3 +122,17 @@ def test_only_bytes_are_known_before_the_model_is_loaded(
     assert count(tiny_checkpoint, max_perplexity_increase=0) is None
     with pytest.raises(NoLayerLeft):
         count(save(tmp_path / "one", make_tiny("llama", num_hidden_layers=1)), min_speedup=1.2)
+
+
+def test_layers_that_the_config_cannot_do_without_are_refused_before_anything_is_loaded(
+    make_tiny: MakeTiny, tmp_path: Path
+) -> None:
+    make_tiny("jamba").save_pretrained(tmp_path)
+    info = inspect_checkpoint(tmp_path)
+    assert count_to_remove(JobSpec(model=ModelRef(id="local:jamba"), layers=(0,)), info) == 1
+    with pytest.raises(UnsupportedArchitecture, match=r"layers \[2\] cannot be removed together"):
+        count_to_remove(JobSpec(model=ModelRef(id="local:jamba"), layers=(2,)), info)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["attn_layer_period"]  # what it is then, only transformers knows
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert count_to_remove(JobSpec(model=ModelRef(id="local:jamba"), layers=(2,)), info) == 1

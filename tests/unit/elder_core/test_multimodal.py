@@ -1,0 +1,165 @@
+"""Models that see as well: layers go from the text part, and what is left sees as before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from elder_core import pipeline
+from elder_core.architectures import table
+from elder_core.architectures.defaults import DEFAULTS
+from elder_core.errors import ConfigMismatch, UnsupportedArchitecture
+from elder_core.inspection import Sources, inspect_checkpoint, inspect_config
+from elder_core.methods.replaceme import ReplaceMe
+from elder_core.parameters import ElderParameters, ReplaceMeParameters
+from elder_core.sizes import saved_sizes
+from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, OutputSpec
+from elder_core.surgery import bypassed, decoder_layers, remove_layers, row_of
+from elder_core.weight_files import checkpoint_bytes
+from tests.unit.elder_core.conftest import LAYERS
+from tests.unit.elder_core.multimodal import CONFIGS, build_multimodal, with_image
+from tests.unit.elder_core.test_cutting import cut, files, loaded_and_saved, raw, resolved, source_of
+from tests.unit.elder_core.test_methods import context_of
+from tests.unit.elder_core.test_pipeline import write_text
+
+FAMILIES = sorted(table.MULTIMODAL)
+SETS = ((0, 5), (1, 2, 4))
+SAME = 1e-5
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, **given: Tensor) -> Tensor:
+    found: Tensor = model(**given, use_cache=False).logits
+    return found
+
+
+def seen(folder: Path, family: str) -> Tensor:
+    """What plain transformers, which must load all of the checkpoint as the same class, says of text and image."""
+    model, loading = getattr(transformers, table.MULTIMODAL[family].model_class).from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert [key for kind in loading.values() for key in kind] == []
+    model.config.validate()
+    return logits(model, **with_image(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_row_fits_the_model(family: str) -> None:
+    assert set(CONFIGS) == set(FAMILIES)
+    model = build_multimodal(family)
+    row, text = row_of(model), model.config.get_text_config()
+    assert type(model).__name__ == row.model_class
+    assert len(decoder_layers(model)) == getattr(text, row.count) == LAYERS
+    assert AutoConfig.for_model(family).tie_word_embeddings == row.tied
+    assert set(model._keep_in_fp32_modules_strict or ()) == set(row.float32)
+    default = AutoConfig.for_model(str(row.text_type)).to_dict()
+    assert DEFAULTS[str(row.text_type)] == tuple(default[str(name)] for name in (row.count, row.hidden, row.positions))
+
+
+@pytest.mark.parametrize("removed", SETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_and_image_are_read_as_with_the_layers_bypassed(
+    family: str, removed: tuple[int, ...], tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, given = build_multimodal(family), with_image(family)
+    other = {**given, "pixel_values": torch.ones_like(given["pixel_values"])}
+    assert (logits(model, **given) - logits(model, **other)).abs().max() > 0.01  # it does look at the image
+    with bypassed(model, removed):
+        expected = logits(model, **given)
+    source = source_of(tmp_path / "source", model, tiny_tokenizer)
+    (source.path / "preprocessor_config.json").write_text("{}")
+    saved = loaded_and_saved(source, tmp_path / "saved", removed)
+    assert (seen(saved, family) - expected).abs().max() <= SAME
+    assert files(cut(source, tmp_path / "cut", removed)) == files(saved)
+    assert (saved / "preprocessor_config.json").is_file()
+    assert saved_sizes(source.info, OutputSpec()).without(removed) == checkpoint_bytes(saved)
+    towers = {name: tensor for name, tensor in raw(source.path).items() if "layers" not in name or "vis" in name}
+    assert towers.items() <= raw(saved).items()  # what sees is untouched
+    remove_layers(model, removed)
+    assert (logits(model, **given) - expected).abs().max() <= SAME
+    cached = model.generate(**given, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=True)
+    plain = model.generate(**given, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=False)
+    assert torch.equal(cached, plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_in_files_stay_as_they_are(family: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Files of this and of earlier years name the same tensors differently."""
+    model = build_multimodal(family)
+    model.save_pretrained(tmp_path / "source", save_original_format=False)
+    tiny_tokenizer.save_pretrained(tmp_path / "source")
+    source = resolved(tmp_path / "source")
+    assert files(cut(source, tmp_path / "cut", (0, 5))) == files(loaded_and_saved(source, tmp_path / "saved", (0, 5)))
+    assert set(raw(tmp_path / "cut")) <= set(raw(source.path))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llava", "qwen2_vl"])
+def test_a_job_from_text_to_report(family: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    source_of(tmp_path / "source", build_multimodal(family), tiny_tokenizer)
+    spec = JobSpec(
+        model=ModelRef(id=str(tmp_path / "source")),
+        method=ElderParameters(gate_steps=2, gate_batch_size=2, updates=2, batch_size=2, search_samples=2),
+        layers_to_remove=2,
+        calibration=CalibrationSpec(source=str(write_text(tmp_path / "calibration.txt", 0)), sequence_length=16),
+        evaluation=EvaluationSpec(source=str(write_text(tmp_path / "test.txt", 1)), samples=2, speed=False),
+    )
+    report = pipeline.run(
+        spec, model_dir=tmp_path / "out", report_dir=tmp_path, sources=Sources(allow_paths=True), device="cpu"
+    )
+    assert (report.model.architecture, report.evaluation.after.layers) == (
+        row_of(build_multimodal(family)).model_class,
+        4,
+    )
+    assert seen(tmp_path / "out", family).isfinite().all()
+    assert "pipeline_tag: image-text-to-text" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_config_that_leaves_out_what_is_usual(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """As those on the hub: Qwen2-VL's in one part, Gemma 3's without the number of positions."""
+    settings = json.loads(json.dumps(AutoConfig.for_model("qwen2_vl", **CONFIGS["qwen2_vl"]).to_dict()))
+    flat = {**settings.pop("text_config"), **settings, "model_type": "qwen2_vl"}
+    assert inspect_config({**flat, "architectures": None}).layers == LAYERS
+    source = source_of(tmp_path / "gemma", build_multimodal("gemma3"), tiny_tokenizer)
+    path = source.path / "config.json"
+    config = json.loads(path.read_text())
+    del config["text_config"]["max_position_embeddings"], config["text_config"]["model_type"]
+    path.write_text(json.dumps(config))
+    assert inspect_checkpoint(source.path).max_positions == 131_072
+    config["text_config"]["num_hidden_layers"] = 5
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigMismatch, match="5 layers"):
+        inspect_checkpoint(source.path)
+
+
+def test_a_text_part_that_has_not_been_tried_is_refused() -> None:
+    with pytest.raises(UnsupportedArchitecture, match=r"text part of this llava model is .*'mamba'"):
+        inspect_config({"model_type": "llava", "text_config": {"model_type": "mamba"}})
+
+
+def test_a_head_stored_beside_the_embeddings_goes_if_it_is_the_same(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """LLaVA's files call the head language_model.lm_head; beside embeddings that are the same it goes."""
+    source = source_of(tmp_path / "source", build_multimodal("llava"), tiny_tokenizer)
+    path = source.path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    held = load_file(source.path / "model.safetensors")
+    held["language_model.lm_head.weight"] = held["language_model.model.embed_tokens.weight"].clone()
+    save_file(held, source.path / "model.safetensors", metadata={"format": "pt"})
+    source = resolved(source.path)
+    found: Any = files(cut(source, tmp_path / "cut"))
+    assert found == files(loaded_and_saved(source, tmp_path / "saved"))
+    assert "language_model.lm_head.weight" not in raw(tmp_path / "cut")
+
+
+def test_methods_that_make_up_for_layers_can_do_so() -> None:
+    context = context_of(build_multimodal("llava"))
+    ReplaceMe(ReplaceMeParameters()).compensate(context, ReplaceMe(ReplaceMeParameters()).select(context, 2).removed)
