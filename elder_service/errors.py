@@ -19,6 +19,7 @@ ElderError
     ├── RunnerDied               runner_died (retryable)
     ├── WorkerLost               worker_lost (retryable)
     ├── RuntimeExceeded          runtime_exceeded
+    ├── ResultNotFinite          result_not_finite
     └── InternalError            internal_error
 """
 
@@ -133,6 +134,12 @@ class RuntimeExceeded(RunnerError):
     """The attempt ran longer than max_runtime_seconds."""
 
     code = "runtime_exceeded"
+
+
+class ResultNotFinite(RunnerError):
+    """A figure of the result is NaN or infinite."""
+
+    code = "result_not_finite"
 
 
 class InternalError(RunnerError):

@@ -19,6 +19,7 @@ from elder_service.secret import stored_secret
 
 SECRET_MIN_LENGTH = 32
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+BROKER_SCHEMES = ("redis", "rediss")
 CONFIDENTIAL = frozenset({"secret_key", "database_url", "broker_url"})
 """Settings that may hold a password, and are never printed."""
 
@@ -103,6 +104,15 @@ class Settings(BaseSettings):
             raise ValueError("it is no URL such as postgresql://user:password@host:5432/name") from error
         if backend not in {"postgresql", "sqlite"}:
             raise ValueError(f"{backend} is not supported; use postgresql:// or sqlite:///")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, value: str | None) -> str | None:
+        scheme, separator, _ = (value or f"{BROKER_SCHEMES[0]}://").partition("://")
+        if scheme not in BROKER_SCHEMES or not separator:
+            known = " or ".join(f"{name}://…" for name in BROKER_SCHEMES)
+            raise ValueError(f"{scheme if separator else 'what is no URL'} is not supported; use {known}")
         return value
 
     @field_validator("log_level")

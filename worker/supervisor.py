@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -75,6 +76,7 @@ class Supervisor:
     def _run_next(self) -> bool:
         if not self._warm:
             self.warm_up()
+        before = time.monotonic()
         try:
             with self._sessions.begin() as session:
                 held = attempts.claim(session, self.owner, self._settings.lease_seconds)
@@ -87,12 +89,12 @@ class Supervisor:
         if held is None:
             return False
         _log.info("%s attempt %d: claimed", held.job_id, held.attempt)
-        self._run(held)
+        self._run(held, before)
         return True
 
-    def _run(self, held: Claim) -> None:
+    def _run(self, held: Claim, claimed_at: float) -> None:
         assignment = self._assignment(held)
-        attempt = Attempt(self._settings, self._sessions, held, self._draining, self._pulse)
+        attempt = Attempt(self._settings, self._sessions, held, self._draining, self._pulse, claimed_at)
         self._warm = False  # unless it succeeds: it may take the fork server with it
         try:
             self._warm = attempt.run(lambda: self._child(assignment))

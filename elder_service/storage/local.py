@@ -45,17 +45,22 @@ class LocalStorage:
         shutil.rmtree(self._resolve(prefix), ignore_errors=True)
 
     def list_prefixes(self, prefix: str) -> Iterator[str]:
-        folder = self._resolve(prefix)
-        if folder.is_dir():
-            for entry in sorted(folder.iterdir()):
-                if entry.is_dir():
-                    yield f"{prefix}/{entry.name}"
+        for folder in folders_in(self._resolve(prefix)):
+            yield f"{prefix}/{folder.name}"
 
     def _resolve(self, key: str) -> Path:
         parts = PurePosixPath(key).parts
         if not parts or key.startswith("/") or ".." in parts:
             raise StorageFailed(f"{key!r} is no storage key.")
         return self._root.joinpath(*parts)
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in `folder`, sorted; none if it is not there, or goes meanwhile: others delete in it too."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 def _flush(path: Path) -> None:

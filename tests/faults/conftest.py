@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.cluster import Cluster, cluster
+
+
+@pytest.fixture
+def production(tmp_path: Path, postgres_database: str, redis_url: str) -> Iterator[Cluster]:
+    """A cluster on Postgres and Redis."""
+    with cluster(tmp_path, postgres_database, redis_url) as made:
+        yield made
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster on SQLite and folders."""
+    with cluster(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=["embedded", "production"])
+def either(request: pytest.FixtureRequest) -> Cluster:
+    """The same test on both."""
+    made: Cluster = request.getfixturevalue(request.param)
+    return made
