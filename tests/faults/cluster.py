@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+from sqlalchemy import select
 
 from elder_service import queue
 from elder_service.db.engine import SessionFactory, make_engine, make_sessions
@@ -132,6 +133,10 @@ class Cluster:
     def job(self, job_id: str) -> JobRow:
         with self.sessions.begin() as session:
             return repository.get(session, job_id)
+
+    def jobs(self) -> list[str]:
+        with self.sessions.begin() as session:
+            return list(session.scalars(select(JobRow.id)))
 
     def events(self, job_id: str) -> list[str]:
         """What happened, without progress."""

@@ -4,14 +4,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from tests.faults.cluster import Cluster, cluster
 
 
 @pytest.fixture
-def production(tmp_path: Path, postgres_database: str, redis_url: str) -> Iterator[Cluster]:
+def empty_redis(redis_url: str) -> str:
+    """Without the hints of earlier tests."""
+    with Redis.from_url(redis_url) as redis:
+        redis.flushdb()
+    return redis_url
+
+
+@pytest.fixture
+def production(tmp_path: Path, postgres_database: str, empty_redis: str) -> Iterator[Cluster]:
     """A cluster on Postgres and Redis."""
-    with cluster(tmp_path, postgres_database, redis_url) as made:
+    with cluster(tmp_path, postgres_database, empty_redis) as made:
         yield made
 
 

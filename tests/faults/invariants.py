@@ -107,4 +107,4 @@ def assert_nothing_left(cluster: Cluster) -> None:
 
 def _files(root: Path) -> set[str]:
     """Names below `root`, of which some may vanish while they are listed."""
-    return {os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names}
+    return {str(Path(folder, name).relative_to(root)) for folder, _, names in os.walk(root) for name in names}

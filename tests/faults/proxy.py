@@ -21,7 +21,7 @@ class Proxy:
     lost_answers: int = 0
     _forwarding: threading.Event = field(default_factory=threading.Event)
     _open: list[socket.socket] = field(default_factory=list)
-    _loses: tuple[bytes, bool] | None = None
+    _loses: tuple[bytes, bytes, bool] | None = None
 
     def freeze(self) -> None:
         """Take and give nothing more, with every connection open, as when a router between has forgotten them."""
@@ -37,9 +37,12 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
         self._open.clear()
 
-    def lose_answer(self, to: bytes, *, delivered: bool) -> None:
-        """Cut the next connection over which `to` is sent: `delivered`, after it took effect; otherwise before."""
-        self._loses = (to, delivered)
+    def lose_answer_after(self, first: bytes, then: bytes, *, delivered: bool) -> None:
+        """Cut the next connection over which `first` and `then` are sent, with the latter.
+
+        `delivered`: after it took effect, though nobody is told so; otherwise before.
+        """
+        self._loses = (first, then, delivered)
 
     # Within ----------------------------------------------------------------------------------------------------------
 
@@ -68,26 +71,24 @@ class Proxy:
             answers.join()
 
     def _pump(self, source: socket.socket, sink: socket.socket, cut: threading.Event, *, asks: bool = False) -> None:
+        seen = False
         with suppress(OSError):
             while data := source.recv(CHUNK_BYTES):
                 self._forwarding.wait()
-                if asks and not self._delivers(data, cut):
-                    break
+                loses = self._loses
+                seen = seen or (asks and loses is not None and loses[0] in data)
+                if seen and loses is not None and loses[1] in data:
+                    self._loses = None
+                    self.lost_answers += 1
+                    cut.set()
+                    if not loses[2]:
+                        break
                 if cut.is_set() and not asks:
                     break  # the answer has come, so what was asked is done; nobody is told
                 sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-
-    def _delivers(self, data: bytes, cut: threading.Event) -> bool:
-        if self._loses is None or self._loses[0] not in data:
-            return True
-        delivered = self._loses[1]
-        self._loses = None
-        self.lost_answers += 1
-        cut.set()
-        return delivered
 
 
 @contextmanager

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 import pytest
 
+from tests import servers
 from tests.faults import invariants
 from tests.faults.cluster import QUICK, Cluster, cluster
 from tests.faults.proxy import Proxy, proxy
@@ -31,9 +34,9 @@ def way(postgres_database: str) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def proxied(tmp_path: Path, postgres_database: str, redis_url: str, way: Proxy) -> Iterator[Cluster]:
+def proxied(tmp_path: Path, postgres_database: str, empty_redis: str, way: Proxy) -> Iterator[Cluster]:
     """A cluster whose workers reach Postgres through `way`, and the test directly."""
-    with cluster(tmp_path, postgres_database, redis_url) as made:
+    with cluster(tmp_path, postgres_database, empty_redis) as made:
         made.environment["ELDER_DATABASE_URL"] = through(postgres_database, way)
         yield made
 
@@ -58,3 +61,55 @@ def test_a_database_that_falls_silent_ends_the_job_before_its_lease(proxied: Clu
     second = proxied.submit()  # and the first works again
     assert proxied.ended(second).status == "succeeded"
     assert invariants.check(proxied) == {"succeeded": 2}
+
+
+@pytest.mark.parametrize("delivered", [True, False], ids=["committed", "not committed"])
+def test_a_claim_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, delivered: bool) -> None:
+    worker = proxied.worker()
+    way.lose_answer_after(b"job.started", b"COMMIT", delivered=delivered)
+    job_id = proxied.submit()
+    proxied.ended(job_id)
+    assert way.lost_answers == 1
+    assert proxied.job(job_id).failures == 0  # nothing ran, so nothing failed
+    assert invariants.check(proxied) == {"succeeded": 1}
+    assert worker.is_running()
+
+
+@pytest.mark.parametrize("delivered", [True, False], ids=["committed", "not committed"])
+def test_a_last_update_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, delivered: bool) -> None:
+    proxied.worker()
+    way.lose_answer_after(b"job.succeeded", b"COMMIT", delivered=delivered)
+    job_id = proxied.submit()
+    assert proxied.ended(job_id).attempt == 1
+    assert way.lost_answers == 1
+    assert invariants.check(proxied) == {"succeeded": 1}
+
+
+def test_connections_that_drop_all_the_time(proxied: Cluster, way: Proxy) -> None:
+    proxied.workers_started(2)
+    jobs = [proxied.submit(Script(step_seconds=0.02)) for _ in range(10)]
+    while any(proxied.job(job_id).status in {"queued", "running"} for job_id in jobs):
+        way.drop()
+        time.sleep(0.1)  # a fault every tenth of a second
+    assert invariants.check(proxied) == {"succeeded": 10}
+
+
+def test_a_crash_of_postgres(tmp_path: Path, empty_redis: str) -> None:
+    """The running job goes on, what was committed is there, and what waits starts afterwards."""
+    port = servers.free_port()
+    with servers.postgres_folder() as folder, ExitStack() as stack:
+        first = stack.enter_context(servers.postgres_on(folder, port, durable=True))
+        made = stack.enter_context(cluster(tmp_path, first.url, empty_redis))
+        made.worker(ELDER_LEASE_SECONDS="20")
+        running, waiting = made.submit(Script(endless_attempts=1)), made.submit()
+        made.until(lambda: made.job(running).stage, lambda stage: stage == "regularizing")
+        first.process.send_signal(signal.SIGQUIT)
+        first.process.wait(15)
+        with servers.postgres_on(folder, port, durable=True):
+            runner = made.runner_of(running)
+            assert runner is not None, "the job's process did not outlive the crash"
+            made.cancel(running)
+            assert made.ended(waiting).attempt == 1
+            assert made.job(running).attempt == 1
+            assert invariants.check(made) == {"succeeded": 1, "cancelled": 1}
+            made.stop()

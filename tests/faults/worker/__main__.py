@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from elder_service import logging
+from elder_service.db import engine
 from elder_service.settings import load_settings
 from tests.faults import gates
 from worker import app, forkserver
@@ -13,6 +14,7 @@ from worker.supervisor import Supervisor
 
 FAKE = ("worker.forkserver_guard", "tests.faults.worker.fake_pipeline", "worker.runner")
 SWEEP_SECONDS = 0.5
+IDLE_TRANSACTION_SECONDS = 1  # half of the lease, as in the product
 
 
 def main() -> None:
@@ -20,6 +22,7 @@ def main() -> None:
     logging.configure(settings.log_level)
     forkserver.PRELOADED = FAKE
     app.SWEEP_SECONDS = SWEEP_SECONDS
+    engine.IDLE_TRANSACTION_SECONDS = IDLE_TRANSACTION_SECONDS
     _hold_supervisor(gates.of_this_process())
     app.run_worker(settings)
 

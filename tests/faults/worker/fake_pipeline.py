@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,10 +16,13 @@ from typing import Any
 
 from elder_core import errors
 from elder_core.spec import JobSpec, Progress, Stage
+from elder_service.storage.base import Storage
 from elder_service.storage.local import LocalStorage
 from tests.faults import gates
+from tests.faults.faulty_storage import Fault, FaultyStorage
 from tests.faults.script import FILES, Script, content, script_of
 
+STORAGE_FAULT = "ELDER_TEST_STORAGE"
 STAGES = (*Stage,)
 
 
@@ -45,7 +47,7 @@ def run(
         _misbehave(script, stage)
         if cancelled() and not script.deaf:
             raise errors.Cancelled
-        time.sleep(script.step_seconds)
+        gates.pause(script.step_seconds)
     _write(model_dir, report_dir, job_id, script)
     return _report(script)
 
@@ -54,7 +56,7 @@ def _stages(script: Script, attempt: int) -> Iterator[Stage]:
     for stage in STAGES:
         yield stage
         while stage is Stage.REGULARIZING and attempt <= script.endless_attempts:
-            time.sleep(0.005)
+            gates.pause(0.005)
             yield stage
 
 
@@ -85,35 +87,42 @@ def _report(script: Script) -> SimpleNamespace:
     return SimpleNamespace(removed_layers=(3, 5, 7, 9), evaluation=evaluation)
 
 
+class HeldStorage(LocalStorage):
+    """With the place `mid-upload`, before the second file."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._puts = 0
+
+    def put(self, key: str, source: Path, sha256: str) -> None:
+        self._puts += 1
+        if self._puts == 2:
+            gates.of_this_process().reach("mid-upload")
+        super().put(key, source, sha256)
+
+
+def storage(root: Path) -> Storage:
+    """As the environment says: `FAULT:TIMES`."""
+    fault, _, times = os.environ.get(STORAGE_FAULT, "").partition(":")
+    held = HeldStorage(root)
+    return FaultyStorage(held, Fault(fault), int(times)) if fault else held
+
+
 def _in_the_real_ones_place() -> None:
     module = ModuleType("elder_core.pipeline")
     module.run = run  # type: ignore[attr-defined]
     sys.modules["elder_core.pipeline"] = module
     from worker import runner
 
-    _hold_uploads(runner)
-
-
-def _hold_uploads(runner: ModuleType) -> None:
-    """Places `mid-upload`, before the second file, and `uploaded`, before the result is told."""
-    put, publish = LocalStorage.put, runner._publish
-    places = gates.of_this_process()
-    uploads = 0
-
-    def held_put(storage: LocalStorage, key: str, source: Path) -> None:
-        nonlocal uploads
-        uploads += 1
-        if uploads == 2:
-            places.reach("mid-upload")
-        put(storage, key, source)
+    publish = runner._publish
 
     def held_publish(*arguments: Any, **named: Any) -> Any:
         files = publish(*arguments, **named)
-        places.reach("uploaded")
+        gates.of_this_process().reach("uploaded")
         return files
 
-    LocalStorage.put = held_put  # type: ignore[method-assign]
-    runner._publish = held_publish  # type: ignore[attr-defined]
+    runner.LocalStorage = storage  # type: ignore[attr-defined, assignment, misc]
+    runner._publish = held_publish
 
 
 _in_the_real_ones_place()
