@@ -63,7 +63,9 @@ class Settings(BaseSettings):
         default=(), description="Folders below which `local:NAME` texts are found, separated by commas."
     )
     hub_cache: Path | None = Field(default=None, description="Where hub models are downloaded to; default: the hub's.")
-    device: str = Field(default="auto", description="`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
+    device: str = Field(
+        default="auto", description="`auto` (a free GPU if there are GPUs), `cpu`, `cuda` (a free GPU) or `cuda:N`."
+    )
 
     lease_seconds: float = Field(default=60, gt=0, description="A worker silent for so long has lost its job.")
     heartbeat_seconds: float = Field(default=12, gt=0, description="Between renewals of the lease.")
@@ -71,6 +73,12 @@ class Settings(BaseSettings):
     claim_seconds: float = Field(default=5, gt=0, description="Between a worker's own looks for a job, without a hint.")
     maintenance_seconds: float = Field(default=15, gt=0, description="Between looks for expired leases and jobs.")
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a job before a lost worker fails it.")
+    max_running_per_owner: int | None = Field(
+        default=None, ge=1, description="Most jobs of one owner that run at the same time; default: no limit."
+    )
+    memory_bytes: int | None = Field(
+        default=None, ge=1, description="Memory that a worker without GPU has for a job; default: the machine's."
+    )
     retry_delay_seconds: float = Field(
         default=5, ge=0, description="Before the second attempt; doubles with each further one."
     )

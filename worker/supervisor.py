@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from elder_service.db.engine import SessionFactory, is_passing
-from elder_service.jobs import attempts
+from elder_service.jobs import attempts, workers
 from elder_service.jobs.attempts import Claim, LeaseLost
+from elder_service.jobs.hardware import Capacity
 from elder_service.settings import Settings
 from elder_service.storage.base import Storage, attempt_prefix
 from worker import scratch
 from worker.attempt import Attempt
 from worker.child import Assignment, Child
 from worker.forkserver import ForkServer
+from worker.hardware import VISIBLE
 from worker.pulse import Pulse
 
 _log = logging.getLogger(__name__)
@@ -28,9 +32,17 @@ class Supervisor:
     """Runs one job at a time. `run_available` may be called from any thread, on a hint or by a timer."""
 
     def __init__(
-        self, settings: Settings, sessions: SessionFactory, storage: Storage, fork_server: ForkServer, pulse: Pulse
+        self,
+        settings: Settings,
+        sessions: SessionFactory,
+        storage: Storage,
+        fork_server: ForkServer,
+        pulse: Pulse,
+        capacity: Capacity,
     ) -> None:
-        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        # A container's process has the same name and number each time it starts; an owner must be nobody before it.
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self._answer_lost = False
         self._settings = settings
         self._sessions = sessions
         self._storage = storage
@@ -40,6 +52,7 @@ class Supervisor:
         self._fork_server = fork_server
         self._warm = False
         self._pulse = pulse
+        self._capacity = capacity
 
     def run_available(self) -> int:
         """Run jobs until there are none left; returns how many. Does nothing while another thread is at it."""
@@ -62,6 +75,17 @@ class Supervisor:
         self._warm = True
         self._ready.set()
 
+    def register(self) -> None:
+        """Tell that this worker is there, and what it has."""
+        if not self._draining.is_set():
+            with self._sessions.begin() as session:
+                workers.register(session, self.owner, self._capacity, self._settings.lease_seconds)
+
+    def leave(self) -> None:
+        """Tell that it is gone; if that fails it is forgotten after a lease."""
+        with suppress(SQLAlchemyError), self._sessions.begin() as session:
+            workers.leave(session, self.owner)
+
     def drain(self) -> None:
         """Claim nothing more and give the running job back."""
         self._draining.set()
@@ -78,11 +102,11 @@ class Supervisor:
             self.warm_up()
         before = time.monotonic()
         try:
-            with self._sessions.begin() as session:
-                held = attempts.claim(session, self.owner, self._settings.lease_seconds)
+            held = self._claim()
         except SQLAlchemyError as error:
             if not is_passing(error):
                 raise
+            self._answer_lost = True
             _log.warning("Could not look for a job: %s", error)
             return False
         self._pulse.beat()
@@ -91,6 +115,20 @@ class Supervisor:
         _log.info("%s attempt %d: claimed", held.job_id, held.attempt)
         self._run(held, before)
         return True
+
+    def _claim(self) -> Claim | None:
+        with self._sessions.begin() as session:
+            if self._answer_lost:  # the claim may have been committed, and nobody runs it
+                attempts.give_back_unknown(session, self.owner)
+        self._answer_lost = False
+        with self._sessions.begin() as session:
+            return attempts.claim(
+                session,
+                self.owner,
+                self._settings.lease_seconds,
+                self._capacity,
+                self._settings.max_running_per_owner,
+            )
 
     def _run(self, held: Claim, claimed_at: float) -> None:
         assignment = self._assignment(held)
@@ -115,7 +153,8 @@ class Supervisor:
             attempt=held.attempt,
             spec=held.spec,
             sources=self._settings.sources,
-            device=self._settings.device,
+            # of the GPUs this process sees its own alone
+            device=self._capacity.device if VISIBLE in os.environ else self._settings.device,
             scratch=self._settings.scratch_dir / attempt_prefix(held.job_id, held.attempt),
             artifacts_dir=self._settings.artifacts_dir,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 
 from elder_core.spec import JobSpec
 from elder_service.db.engine import database_now
-from elder_service.db.models import IdempotencyRow, JobRow
+from elder_service.db.models import DEFAULT_OWNER, IdempotencyRow, JobRow
 from elder_service.errors import IdempotencyMismatch
 from elder_service.ids import new_id
 from elder_service.jobs import events, repository
+from elder_service.jobs.hardware import Needs
 from elder_service.jobs.states import Status
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
@@ -33,6 +34,8 @@ class Submission:
     max_queue_seconds: int | None = None
     metadata: dict[str, str] | None = None
     idempotency_key: str | None = None
+    owner: str = DEFAULT_OWNER
+    needs: Needs = field(default_factory=Needs)
 
     def body(self) -> dict[str, Any]:
         return {
@@ -67,6 +70,9 @@ def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
         method=submission.spec.method.name,
         spec=submission.spec.model_dump(mode="json"),
         job_metadata=submission.metadata or {},
+        owner=submission.owner,
+        needs_device=submission.needs.device,
+        needs_memory_bytes=submission.needs.memory_bytes,
         priority=PRIORITIES[submission.priority],
         max_runtime_seconds=submission.max_runtime_seconds,
         max_queue_seconds=submission.max_queue_seconds,

@@ -200,7 +200,7 @@ def test_a_process_that_somebody_else_stopped_is_tried_again(
 def test_what_a_process_says_need_not_be_fit_for_the_database(
     settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild
 ) -> None:
-    held = claimed(sessions)
+    held = claimed(sessions, max_attempts=1)
     child.theirs.send(Progress(stage=Stage.SELECTING, step=1, total=2, metrics={"loss": float("nan"), "rate": 0.5}))
     child.theirs.send(Failure(OutOfMemory("file \udc80 holds \0.")))
     assert not attempt(settings, sessions, held, pulse).run(lambda: child)
