@@ -47,6 +47,7 @@ class Supervisor:
         self._sessions = sessions
         self._storage = storage
         self._slot = threading.Lock()
+        self._told = threading.Event()
         self._draining = threading.Event()
         self._ready = threading.Event()
         self._fork_server = fork_server
@@ -55,16 +56,22 @@ class Supervisor:
         self._capacity = capacity
 
     def run_available(self) -> int:
-        """Run jobs until there are none left; returns how many. Does nothing while another thread is at it."""
-        if not self._ready.is_set() or not self._slot.acquire(blocking=False):
+        """Run jobs until there are none left; returns how many. While another thread is at it, that one looks again.
+
+        Otherwise a hint would be lost that comes just after the last look and before the slot is free.
+        """
+        if not self._ready.is_set():
             return 0
-        try:
-            count = 0
-            while not self._draining.is_set() and self._run_next():
-                count += 1
-            return count
-        finally:
-            self._slot.release()
+        count = 0
+        self._told.set()
+        while self._told.is_set() and self._slot.acquire(blocking=False):
+            try:
+                self._told.clear()
+                while not self._draining.is_set() and self._run_next():
+                    count += 1
+            finally:
+                self._slot.release()
+        return count
 
     def warm_up(self) -> None:
         """Load torch before a claim: a lease must not run out while a process waits to be started."""

@@ -15,10 +15,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("jobs") as jobs:
-        jobs.add_column(sa.Column("owner", sa.String(64), nullable=False, server_default="default"))
-        jobs.add_column(sa.Column("needs_device", sa.String(8)))
-        jobs.add_column(sa.Column("needs_memory_bytes", sa.BigInteger))
+    op.add_column("jobs", sa.Column("owner", sa.String(64), nullable=False, server_default="default"))
+    op.add_column("jobs", sa.Column("needs_device", sa.String(8)))
+    op.add_column("jobs", sa.Column("needs_memory_bytes", sa.BigInteger))
     op.create_index("jobs_by_owner", "jobs", ["owner", "status"])
     op.create_table(
         "workers",
@@ -34,6 +33,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("workers")
     op.drop_index("jobs_by_owner", "jobs")
-    with op.batch_alter_table("jobs") as jobs:
-        for column in ("needs_memory_bytes", "needs_device", "owner"):
-            jobs.drop_column(column)
+    for column in ("needs_memory_bytes", "needs_device", "owner"):
+        op.drop_column("jobs", column)

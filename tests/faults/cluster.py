@@ -59,6 +59,7 @@ class Cluster:
     folder: Path
     gates: Gates
     workers: list[psutil.Popen] = field(default_factory=list)
+    patience_seconds: float = WAIT_SECONDS
 
     # Processes -------------------------------------------------------------------------------------------------------
 
@@ -69,13 +70,14 @@ class Cluster:
     def workers_started(self, count: int, **environment: str) -> list[psutil.Popen]:
         """Several, which start side by side."""
         first = len(self.workers)
-        started = [self._start(environment) for _ in range(count)]
+        started = [self.start_worker(**environment) for _ in range(count)]
         for number in range(first, first + count):
             log = self.folder / f"worker-{number}.log"
             self.until(lambda log=log: "is ready" in log.read_text())  # type: ignore[misc]
         return started
 
-    def _start(self, environment: dict[str, str]) -> psutil.Popen:
+    def start_worker(self, **environment: str) -> psutil.Popen:
+        """A new worker, which is not waited for."""
         with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
             process = psutil.Popen(
                 [sys.executable, "-m", "tests.faults.worker"],
@@ -156,12 +158,12 @@ class Cluster:
 
     def until(self, look: Callable[[], Seen], holds: Callable[[Seen], object] = bool) -> Seen:
         """What `look` sees as soon as `holds` is true of it."""
-        end = time.monotonic() + WAIT_SECONDS
+        end = time.monotonic() + self.patience_seconds
         while True:
             seen = look()
             if holds(seen):
                 return seen
-            assert time.monotonic() < end, f"{seen!r} after {WAIT_SECONDS} s\n{self.logs()}"
+            assert time.monotonic() < end, f"{seen!r} after {self.patience_seconds} s\n{self.logs()}"
             time.sleep(0.02)
 
     def logs(self) -> str:

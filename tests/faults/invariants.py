@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from elder_service.db.models import ArtifactRow, JobEventRow, JobRow
 from elder_service.jobs import events
 from elder_service.jobs.states import Status
+from tests.faults import records
 from tests.faults.cluster import Cluster
 from tests.faults.script import FILES, content
 
@@ -33,7 +34,20 @@ def check(cluster: Cluster) -> Counter[str]:
     assert_nothing_done_twice(cluster)
     assert_nothing_left(cluster)
     with cluster.sessions.begin() as session:
+        records.write(longest_recovery(session))
         return Counter(session.scalars(select(JobRow.status)))
+
+
+def longest_recovery(session: Session) -> float:
+    """Seconds from the last sign of an attempt that was given up to the start of the next; 0 if none was."""
+    longest, last, given_up = 0.0, None, None
+    for event in session.scalars(select(JobEventRow).order_by(JobEventRow.job_id, JobEventRow.seq)):
+        if event.type == events.REQUEUED:
+            given_up = last
+        elif event.type == events.STARTED and given_up is not None and given_up.job_id == event.job_id:
+            longest, given_up = max(longest, (event.at - given_up.at).total_seconds()), None
+        last = event
+    return longest
 
 
 def assert_nothing_done_twice(cluster: Cluster) -> None:
@@ -42,8 +56,7 @@ def assert_nothing_done_twice(cluster: Cluster) -> None:
     assert not twice, "an attempt was run more than once"
     with cluster.sessions.begin() as session:
         for row in session.scalars(select(JobRow)):
-            _check_log(session, row)
-            _check_files(session, row, cluster.settings.artifacts_dir)
+            assert_well_ended(session, row, cluster.settings.artifacts_dir)
     orphans = {job_id for job_id, _ in cluster.gates.executions()} - _ids(cluster)
     assert not orphans, "ran without a row"
 
@@ -51,6 +64,12 @@ def assert_nothing_done_twice(cluster: Cluster) -> None:
 def _ids(cluster: Cluster) -> set[str]:
     with cluster.sessions.begin() as session:
         return set(session.scalars(select(JobRow.id)))
+
+
+def assert_well_ended(session: Session, row: JobRow, artifacts: Path) -> None:
+    """One job: its log is whole and ends as the row says, and its files are those that one attempt wrote."""
+    _check_log(session, row)
+    _check_files(session, row, artifacts)
 
 
 def _check_log(session: Session, row: JobRow) -> None:

@@ -35,6 +35,7 @@ def made(tmp_path: Path, postgres_database: str, own_redis: servers.Server) -> I
         yield made
 
 
+@pytest.mark.faults
 def test_a_broker_that_forgets_everything(made: Cluster, own_redis: servers.Server) -> None:
     made.worker()
     held = made.submit(Script(step_seconds=0.05))
@@ -93,6 +94,7 @@ def told(made: Cluster) -> None:
     assert made.until(hinted, lambda status: status == "succeeded")
 
 
+@pytest.mark.faults
 def test_a_broker_that_went_deaf(tmp_path: Path, postgres_database: str, own_redis: servers.Server) -> None:
     """Connections are open and nothing comes through: jobs start by timer, and hints are back when the way is."""
     with proxy(own_redis.port) as way, cluster(tmp_path, postgres_database, own_redis.url) as made:

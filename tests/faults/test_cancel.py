@@ -35,7 +35,9 @@ def test_at_every_stage_and_twice(production: Cluster) -> None:
     assert invariants.check(production) == {"cancelled": len(Stage)}
 
 
-@pytest.mark.parametrize("point", ["mid-upload", "uploaded", "claimed"])
+@pytest.mark.parametrize(
+    "point", ["uploaded", *(pytest.param(point, marks=pytest.mark.faults) for point in ("mid-upload", "claimed"))]
+)
 def test_around_the_files(production: Cluster, point: str) -> None:
     """What was uploaded of a cancelled job is deleted."""
     production.worker()
@@ -102,7 +104,7 @@ def stage_reached(cluster: Cluster, job_id: str, attempt: int = 1) -> None:
     cluster.until(lambda: cluster.job(job_id), lambda row: row.stage == "regularizing" and row.attempt == attempt)
 
 
-@pytest.mark.parametrize("whom", ["worker", "everything"])
+@pytest.mark.parametrize("whom", [pytest.param("worker", marks=pytest.mark.faults), "everything"])
 def test_a_drain_gives_the_job_back_uncounted(either: Cluster, whom: str) -> None:
     """`everything`: systemd and docker tell the job's process and the fork server to stop as well, in any order."""
     job_id = either.submit(Script(endless_attempts=1), max_attempts=1)

@@ -63,7 +63,7 @@ def test_a_database_that_falls_silent_ends_the_job_before_its_lease(proxied: Clu
     assert invariants.check(proxied) == {"succeeded": 2}
 
 
-@pytest.mark.parametrize("delivered", [True, False], ids=["committed", "not committed"])
+@pytest.mark.parametrize("delivered", [True, pytest.param(False, marks=pytest.mark.faults)], ids=["committed", "not"])
 def test_a_claim_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, delivered: bool) -> None:
     worker = proxied.worker()
     way.lose_answer_after(b"job.started", b"COMMIT", delivered=delivered)
@@ -75,7 +75,7 @@ def test_a_claim_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, del
     assert worker.is_running()
 
 
-@pytest.mark.parametrize("delivered", [True, False], ids=["committed", "not committed"])
+@pytest.mark.parametrize("delivered", [True, pytest.param(False, marks=pytest.mark.faults)], ids=["committed", "not"])
 def test_a_last_update_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, delivered: bool) -> None:
     proxied.worker()
     way.lose_answer_after(b"job.succeeded", b"COMMIT", delivered=delivered)
@@ -85,6 +85,7 @@ def test_a_last_update_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, 
     assert invariants.check(proxied) == {"succeeded": 1}
 
 
+@pytest.mark.faults
 def test_connections_that_drop_all_the_time(proxied: Cluster, way: Proxy) -> None:
     proxied.workers_started(2)
     jobs = [proxied.submit(Script(step_seconds=0.02)) for _ in range(10)]

@@ -13,7 +13,10 @@ from tests.faults import invariants
 from tests.faults.cluster import Cluster
 
 
-@pytest.mark.parametrize("point", ["mid-upload", "uploaded", "before-last-update"])
+@pytest.mark.parametrize(
+    "point",
+    ["uploaded", *(pytest.param(point, marks=pytest.mark.faults) for point in ("mid-upload", "before-last-update"))],
+)
 def test_what_it_writes_late_is_refused(production: Cluster, point: str) -> None:
     """Another worker has finished the job meanwhile."""
     worker = production.worker()
@@ -38,6 +41,7 @@ def test_what_it_writes_late_is_refused(production: Cluster, point: str) -> None
     assert production.events(job_id) == before
 
 
+@pytest.mark.faults
 def test_only_its_supervisor_stands_still(production: Cluster) -> None:
     """So that its job's process goes on, and uploads: beside the other attempt's files, where nobody sees them."""
     worker = production.worker()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psutil
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.faults import invariants
 from tests.faults.cluster import Cluster
@@ -25,8 +26,18 @@ def strike(cluster: Cluster, point: str, victim: str) -> None:
     cluster.gates.open(point)
 
 
-@pytest.mark.parametrize("victim", ["runner", "supervisor", "group"])
-@pytest.mark.parametrize("point", IN_THE_JOB)
+SHORT = {("mid-upload", "group"), ("uploaded", "runner"), ("before-last-update", "supervisor")}
+
+
+def blows(points: tuple[str, ...], victims: tuple[str, ...]) -> list[ParameterSet]:
+    return [
+        pytest.param(point, victim, marks=() if (point, victim) in SHORT else pytest.mark.faults)
+        for point in points
+        for victim in victims
+    ]
+
+
+@pytest.mark.parametrize(("point", "victim"), blows(IN_THE_JOB, ("runner", "supervisor", "group")))
 def test_killed_within_the_job(either: Cluster, point: str, victim: str) -> None:
     either.worker()
     either.gates.hold(point)
@@ -39,8 +50,7 @@ def test_killed_within_the_job(either: Cluster, point: str, victim: str) -> None
     assert invariants.check(either) == {"succeeded": 1}
 
 
-@pytest.mark.parametrize("victim", ["supervisor", "group"])
-@pytest.mark.parametrize("point", IN_THE_SUPERVISOR)
+@pytest.mark.parametrize(("point", "victim"), blows(IN_THE_SUPERVISOR, ("supervisor", "group")))
 def test_killed_within_the_supervisor(either: Cluster, point: str, victim: str) -> None:
     either.worker()
     either.gates.hold(point)

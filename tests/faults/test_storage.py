@@ -13,7 +13,12 @@ FAULT = "ELDER_TEST_STORAGE"
 FOR_GOOD = 1000
 
 
-@pytest.mark.parametrize("fault", Fault)
+SHORT = {Fault.WRITES_HALF, Fault.LOSES_THE_ANSWER}
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(one, marks=() if one in SHORT else pytest.mark.faults) for one in Fault]
+)
 def test_what_goes_wrong_twice_costs_nothing(production: Cluster, fault: Fault) -> None:
     production.worker(**{FAULT: f"{fault}:2"})
     assert production.ended(production.submit()).attempt == 1

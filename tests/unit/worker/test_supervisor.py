@@ -108,6 +108,25 @@ def test_after_an_attempt_that_failed_torch_is_loaded_before_the_next_claim(
     assert fork_server.warmed_up == 3
 
 
+def test_a_hint_that_comes_just_after_the_last_look_is_not_lost(
+    supervisor: Supervisor, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    look = supervisor._run_next
+
+    def look_and_be_told() -> bool:
+        found = look()
+        looks.append(len(looks))
+        if len(looks) == 1:
+            submit(sessions, max_attempts=1)
+            assert supervisor.run_available() == 0  # a hint, in another thread: the slot is taken
+        return found
+
+    monkeypatch.setattr(supervisor, "_run_next", look_and_be_told)
+    assert supervisor.run_available() == 1
+    assert len(looks) == 3
+
+
 def test_a_failed_start_is_written_and_leaves_no_scratch(
     supervisor: Supervisor, settings: Settings, sessions: SessionFactory
 ) -> None:
