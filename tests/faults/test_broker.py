@@ -136,6 +136,7 @@ def test_an_api_killed_between_commit_and_hint(made: Cluster, own_redis: servers
     assert invariants.check(made) == {"succeeded": 1}
 
 
+@pytest.mark.faults
 def test_a_deaf_broker_holds_up_no_caller(made: Cluster, own_redis: servers.Server, api: Service) -> None:
     with proxy(own_redis.port) as way:
         api.environment["ELDER_BROKER_URL"] = f"redis://127.0.0.1:{way.port}/0"

@@ -11,6 +11,7 @@ from tests.faults.cluster import MAX_ATTEMPTS, QUICK, Cluster
 from tests.faults.script import Script
 
 
+@pytest.mark.faults
 def test_before_the_claim_and_twice(either: Cluster) -> None:
     job_id = either.submit()
     assert either.cancel(job_id) == "cancelled"
@@ -35,9 +36,8 @@ def test_at_every_stage_and_twice(production: Cluster) -> None:
     assert invariants.check(production) == {"cancelled": len(Stage)}
 
 
-@pytest.mark.parametrize(
-    "point", ["uploaded", *(pytest.param(point, marks=pytest.mark.faults) for point in ("mid-upload", "claimed"))]
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("point", ["mid-upload", "uploaded", "claimed"])
 def test_around_the_files(production: Cluster, point: str) -> None:
     """What was uploaded of a cancelled job is deleted."""
     production.worker()
@@ -63,6 +63,7 @@ def test_during_the_last_update(production: Cluster) -> None:
     assert invariants.check(production) == {"succeeded": 1}
 
 
+@pytest.mark.faults
 def test_while_every_worker_is_down(either: Cluster) -> None:
     worker = either.worker()
     running = either.submit(Script(endless_attempts=1))

@@ -59,7 +59,8 @@ def test_a_hundred_hints_for_three_jobs(either: Cluster) -> None:
     assert invariants.check(either) == {"succeeded": 3}
 
 
-@pytest.mark.parametrize("hours", ["-1h", pytest.param("+1h", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("hours", ["-1h", "+1h"])
 def test_a_worker_whose_clock_is_an_hour_off(production: Cluster, hours: str) -> None:
     """It neither loses its own lease nor takes another's job; the lease is by the database's clock."""
     production.worker()

@@ -26,7 +26,7 @@ def strike(cluster: Cluster, point: str, victim: str) -> None:
     cluster.gates.open(point)
 
 
-SHORT = {("mid-upload", "group"), ("uploaded", "runner"), ("before-last-update", "supervisor")}
+SHORT = {("mid-upload", "group"), ("before-last-update", "supervisor")}
 
 
 def blows(points: tuple[str, ...], victims: tuple[str, ...]) -> list[ParameterSet]:

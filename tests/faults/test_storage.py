@@ -25,6 +25,7 @@ def test_what_goes_wrong_twice_costs_nothing(production: Cluster, fault: Fault) 
     assert invariants.check(production) == {"succeeded": 1}
 
 
+@pytest.mark.faults
 def test_what_goes_wrong_for_good_fails_the_job_with_its_reason(production: Cluster) -> None:
     broken = production.worker(**{FAULT: f"{Fault.FULL}:{FOR_GOOD}"}, ELDER_LEASE_SECONDS="20")
     row = production.ended(production.submit(max_attempts=1))
