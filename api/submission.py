@@ -39,10 +39,11 @@ def submit(
         idempotency_key=idempotency_key,
         owner=owner,
         needs=_needs(body, spec, services),
+        hint_follows=True,
     )
     row, created = _store(services, submission)
-    if created and queue.send_hint(services.celery):
-        _note_hint(services, row.id)
+    if created and not queue.send_hint(services.celery):
+        _note_lost_hint(services, row.id)
     return row, created
 
 
@@ -51,13 +52,13 @@ def _needs(body: JobCreate, spec: JobSpec, services: Services) -> Needs:
     return Needs(body.needs.device, body.needs.memory_bytes or estimate)
 
 
-def _note_hint(services: Services, job_id: str) -> None:
-    """Spare the workers a second hint; at best effort, since the job is stored and its caller must be told so."""
+def _note_lost_hint(services: Services, job_id: str) -> None:
+    """Let the workers send another; at best effort, since the job is stored and its caller must be told so."""
     try:
         with services.sessions.begin() as session:
-            service.mark_hinted(session, job_id)
+            service.hint_lost(session, job_id)
     except SQLAlchemyError as error:
-        _log.warning("%s: could not note that it was hinted: %s", job_id, error)
+        _log.warning("%s: could not note that its hint was lost: %s", job_id, error)
 
 
 def _store(services: Services, submission: service.Submission) -> tuple[JobRow, bool]:

@@ -45,6 +45,7 @@ def _run(settings: Settings, capacity: Capacity) -> None:
     sessions = make_sessions(engine)
     storage = LocalStorage(settings.artifacts_dir)
     celery = make_celery(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)  # the pulse comes before any job
     pulse = pulse_of(settings)
     fork_server = ForkServer()
     supervisor = Supervisor(settings, sessions, storage, fork_server, pulse, capacity)

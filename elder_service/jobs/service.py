@@ -36,6 +36,8 @@ class Submission:
     idempotency_key: str | None = None
     owner: str = DEFAULT_OWNER
     needs: Needs = field(default_factory=Needs)
+    # Noted with the job itself: a claim passes over a row that is locked, as one would be that is noted afterwards.
+    hint_follows: bool = False
 
     def body(self) -> dict[str, Any]:
         return {
@@ -78,6 +80,7 @@ def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
         max_queue_seconds=submission.max_queue_seconds,
         created_at=now,
         available_at=now,
+        hinted_at=now if submission.hint_follows else None,
         queue_deadline_at=now + timedelta(seconds=submission.max_queue_seconds)
         if submission.max_queue_seconds is not None
         else None,
@@ -124,6 +127,6 @@ def cancel(session: Session, job_id: str) -> JobRow:
     return row
 
 
-def mark_hinted(session: Session, job_id: str) -> None:
+def hint_lost(session: Session, job_id: str) -> None:
     row = repository.get(session, job_id, lock=True)
-    row.hinted_at = database_now(session)
+    row.hinted_at = None
