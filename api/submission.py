@@ -39,6 +39,7 @@ def submit(
         idempotency_key=idempotency_key,
         owner=owner,
         needs=_needs(body, spec, services),
+        stated_needs=Needs(body.needs.device, body.needs.memory_bytes),
         hint_follows=True,
     )
     row, created = _store(services, submission)

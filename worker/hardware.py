@@ -38,7 +38,8 @@ def acquired(settings: Settings) -> Iterator[Capacity]:
     Raises:
         NoFreeGpu: the GPU that the settings ask for is not there, or every one is another worker's.
     """
-    gpus = [] if settings.device == Device.CPU else visible_gpus()
+    wants_gpu = settings.device == "auto" or settings.device.startswith(Device.CUDA)
+    gpus = visible_gpus() if wants_gpu else []
     if not gpus:
         yield _without_gpu(settings)
         return
@@ -78,7 +79,7 @@ def _gpu(line: str) -> Gpu:
 
 def _take(gpus: list[Gpu], settings: Settings) -> tuple[Gpu, list[int]]:
     _, _, number = settings.device.partition(":")
-    wanted = [gpu for position, gpu in enumerate(gpus) if not number or position == int(number)]
+    wanted = [gpu for position, gpu in enumerate(gpus) if number in {"", str(position)}]
     for gpu in wanted:
         if (locks := _lock(gpu, settings)) is not None:
             return gpu, locks

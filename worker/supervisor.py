@@ -15,14 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from elder_service.db.engine import SessionFactory, is_passing
 from elder_service.jobs import attempts, workers
 from elder_service.jobs.attempts import Claim, LeaseLost
-from elder_service.jobs.hardware import Capacity
+from elder_service.jobs.hardware import Capacity, Device
 from elder_service.settings import Settings
 from elder_service.storage.base import Storage, attempt_prefix
 from worker import scratch
 from worker.attempt import Attempt
 from worker.child import Assignment, Child
 from worker.forkserver import ForkServer
-from worker.hardware import VISIBLE
 from worker.pulse import Pulse
 
 _log = logging.getLogger(__name__)
@@ -160,8 +159,7 @@ class Supervisor:
             attempt=held.attempt,
             spec=held.spec,
             sources=self._settings.sources,
-            # of the GPUs this process sees its own alone
-            device=self._capacity.device if VISIBLE in os.environ else self._settings.device,
+            device=Device.CUDA if self._capacity.gpu else self._settings.device,  # its own, the only one it sees
             scratch=self._settings.scratch_dir / attempt_prefix(held.job_id, held.attempt),
             artifacts_dir=self._settings.artifacts_dir,
         )

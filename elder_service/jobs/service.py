@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -39,8 +39,13 @@ class Submission:
     # Noted with the job itself: a claim passes over a row that is locked, as one would be that is noted afterwards.
     hint_follows: bool = False
 
+    stated_needs: Needs = field(default_factory=Needs)  # without what was estimated
+
     def body(self) -> dict[str, Any]:
+        """What a second use of the same Idempotency-Key must have in common with the first."""
+        stated = {"needs": asdict(self.stated_needs)} if self.stated_needs != Needs() else {}
         return {
+            **stated,
             "spec": self.spec.model_dump(mode="json"),
             "priority": self.priority,
             "max_runtime_seconds": self.max_runtime_seconds,
