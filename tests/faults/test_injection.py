@@ -212,6 +212,7 @@ def call_everything(client: TestClient, jobs: list[str]) -> None:
     client.post("/v1/jobs/job_none/cancel")
     answer = client.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "once"})
     assert answer.status_code in {200, 201, 503}, answer.text
+    assert client.get("/v1/jobs").status_code in {200, 503}  # while one is queued
     if answer.is_success:
         assert client.post(f"/v1/jobs/{answer.json()['id']}/cancel").status_code in {200, 503}
     for path in ("/v1/jobs", "/v1/workers", *(f"/v1/jobs/{job_id}{tail}" for job_id in jobs for tail in TAILS)):
