@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -102,15 +102,18 @@ class Cluster:
         except psutil.Error:
             return False
 
-    def runner_of(self, job_id: str) -> psutil.Process | None:
-        """The job's own process: its log is its standard output."""
+    def runners(self) -> dict[str, psutil.Process]:
+        """The jobs' own processes by job: the log, in the job's scratch folder, is their standard output."""
+        found = {}
         for process in self.processes():
-            try:
-                if job_id in str(Path(f"/proc/{process.pid}/fd/1").readlink()):
-                    return process
-            except OSError:
-                continue
-        return None
+            with suppress(OSError):
+                output = Path(f"/proc/{process.pid}/fd/1").readlink()
+                if self.settings.scratch_dir in output.parents:
+                    found[output.parts[-3]] = process
+        return found
+
+    def runner_of(self, job_id: str) -> psutil.Process | None:
+        return self.runners().get(job_id)
 
     # Jobs ------------------------------------------------------------------------------------------------------------
 

@@ -117,9 +117,8 @@ def assert_nothing_left(cluster: Cluster) -> None:
     with cluster.sessions.begin() as session:
         leases = list(session.scalars(select(JobRow.id).where(JobRow.lease_owner.is_not(None))))
         visible = set(session.scalars(select(ArtifactRow.storage_key)))
-        ids = list(session.scalars(select(JobRow.id)))
     assert not leases
-    cluster.until(lambda: [job_id for job_id in ids[-50:] if cluster.runner_of(job_id)], lambda left: not left)
+    cluster.until(cluster.runners, lambda left: not left)
     cluster.until(lambda: _files(cluster.settings.scratch_dir), lambda left: not left)
     cluster.until(lambda: _files(cluster.settings.artifacts_dir) ^ visible, lambda wrong: not wrong)
 

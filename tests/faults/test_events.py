@@ -41,6 +41,7 @@ def read_in_pieces(url: str, seed: int) -> list[tuple[int, str]]:
                 for event in events_of(answer):
                     if wanted == 0:
                         break  # this one has been sent, and is lost
+                    assert not seen or event > seen[-1], f"{event} again after {seen}"
                     seen.append(event)
                     wanted -= 1
 

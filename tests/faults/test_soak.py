@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from tests import servers
 from tests.faults import invariants
-from tests.faults.cluster import Cluster, cluster
+from tests.faults.cluster import WAIT_SECONDS, Cluster, cluster
 from tests.faults.script import Script
 
 MANY_ATTEMPTS = 100  # every job is to succeed, however often its worker is killed
@@ -33,15 +33,17 @@ class Chaos:
     pause_seconds: float
     chance: random.Random
     blows: Counter[str] = field(default_factory=Counter)
-    _over: threading.Event = field(default_factory=threading.Event)
 
-    def strike_until_over(self) -> None:
+    def strike_until(self, over: Future[None]) -> None:
+        """In the thread that has started the processes: the kernel ends with it what it has started meanwhile."""
+        self._over = over
         kinds: tuple[Callable[[], None], ...] = (self.worker, self.worker, self.runner, self.broker, self.freeze)
-        while not self._over.wait(self.pause_seconds * self.chance.uniform(0.5, 1.5)):
+        while not self._pause(self.pause_seconds * self.chance.uniform(0.5, 1.5)):
             self.chance.choice(kinds)()
 
-    def end(self) -> None:
-        self._over.set()
+    def _pause(self, seconds: float) -> bool:
+        """Whether it is over."""
+        return bool(wait([self._over], timeout=seconds).done)
 
     def _alive(self) -> list[psutil.Popen]:
         return [worker for worker in self.cluster.workers if worker.is_running()]
@@ -68,7 +70,7 @@ class Chaos:
     def broker(self) -> None:
         self.redis.process.kill()
         self.redis.process.wait()
-        self._over.wait(self.chance.uniform(0, 1))
+        self._pause(self.chance.uniform(0, 1))
         self.redis = self.start_redis(self.redis.port)
         self.blows["brokers killed"] += 1
 
@@ -76,7 +78,7 @@ class Chaos:
         """Longer than its lease, then on."""
         victim = self.chance.choice(self._alive())
         victim.suspend()
-        self._over.wait(float(self.cluster.environment["ELDER_LEASE_SECONDS"]) * 1.5)
+        self._pause(float(self.cluster.environment["ELDER_LEASE_SECONDS"]) * 1.5)
         with suppress(psutil.NoSuchProcess):
             victim.resume()
         self.blows["workers frozen"] += 1
@@ -101,17 +103,11 @@ def test_all_end_and_none_twice(
         made.workers_started(workers)
         seed = random.randrange(2**32)
         chaos = Chaos(made, redis, start_redis, pause_seconds, random.Random(seed))
-        blows = threading.Thread(target=chaos.strike_until_over)
         started = time.monotonic()
-        blows.start()
-        try:
-            ids = [submit(made, number) for number in range(jobs)]
-            made.patience_seconds = 60 + jobs
-            for job_id in ids:
-                made.ended(job_id)
-        finally:
-            chaos.end()
-            blows.join()
+        with ThreadPoolExecutor(1) as caller:
+            over = caller.submit(submit_and_wait, made, jobs)
+            chaos.strike_until(over)
+            over.result()
         seconds = time.monotonic() - started
         counts = invariants.check(made)
         attempts = len(made.gates.executions())
@@ -122,6 +118,14 @@ def test_all_end_and_none_twice(
             f"{dict(chaos.blows)}"
         )
     assert counts == {"succeeded": jobs}
+
+
+def submit_and_wait(made: Cluster, jobs: int) -> None:
+    ids = [submit(made, number) for number in range(jobs)]
+    made.patience_seconds = 60 + jobs
+    for job_id in ids:
+        made.ended(job_id)
+    made.patience_seconds = WAIT_SECONDS
 
 
 def submit(made: Cluster, number: int) -> str:
