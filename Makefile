@@ -1,6 +1,6 @@
 # Every target sets up what it needs; a second run sets nothing up again.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-images test-architectures check format clean packages
+.PHONY: help setup demo serve test test-faults test-images test-architectures check format clean packages
 
 BIN := .venv/bin
 # More arguments for the program behind a target: make test ARGS="-k surgery"
@@ -24,6 +24,12 @@ serve: packages ## Run API, dashboard and one worker on http://127.0.0.1:8321, w
 # Two processes, each with one thread for torch: more would only wait for each other on two cores.
 test: setup ## Run every test: unit, integration on PostgreSQL and Redis, browser
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+
+# In one process: what they measure is how long the service takes to recover. -m: those that `make test` leaves out, too.
+test-faults: setup ## Kill, freeze and cut off workers, database and broker; write docs/reliability.md (half an hour)
+	@mkdir -p build
+	@OMP_NUM_THREADS=1 ELDER_TEST_FAULT_RECORDS=$(CURDIR)/build/faults.jsonl $(BIN)/python -m pytest tests/faults -m "faults or not faults" $(ARGS)
+	@$(BIN)/python -m tests.faults.records
 
 test-images: packages ## Install the worker image's packages as its Dockerfile does (long; needs disk for torch)
 	@$(BIN)/python -m pytest -m images $(ARGS)

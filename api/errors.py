@@ -10,13 +10,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from api.schemas import Problem, ProblemItem
 from elder_core.errors import ElderError, InvalidInput, UnknownMethod
 from elder_core.registry import METHODS, find_method
 from elder_service import errors as service
+from elder_service.db.engine import is_passing
 
 PROBLEM_JSON = "application/problem+json"
 REQUEST_ID = "X-Request-Id"
@@ -121,6 +122,12 @@ def _database_down(request: Request, error: Exception) -> JSONResponse:
     )
 
 
+def _database_error(request: Request, error: Exception) -> JSONResponse:
+    """A connection that broke has several names; what the database refuses is a fault of ours."""
+    assert isinstance(error, SQLAlchemyError)
+    return _database_down(request, error) if is_passing(error) else _unexpected(request, error)
+
+
 def not_ready(request: Request, detail: str, checks: dict[str, str]) -> JSONResponse:
     return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", detail, extensions={"checks": checks})
 
@@ -141,7 +148,7 @@ def install(app: FastAPI) -> None:
         ElderError: _elder_error,
         RequestValidationError: _validation_error,
         HTTPException: _http_error,
-        OperationalError: _database_down,
+        SQLAlchemyError: _database_error,
         Exception: _unexpected,
     }
     for kind, handler in handlers.items():

@@ -14,7 +14,7 @@ from api.dependencies import Services
 from api.embedded import EmbeddedWorker
 from api.links import LinkSigner
 from api.middleware import RequestContext
-from api.routes import artifacts, events, health, jobs, methods
+from api.routes import artifacts, events, health, jobs, methods, workers
 from api.storable import refuse_nul
 from elder_service.db.engine import make_engine, make_sessions
 from elder_service.db.schema import check_head
@@ -52,7 +52,7 @@ def create_app(settings: Settings | None = None, worker: EmbeddedWorker | None =
     app.add_middleware(RequestContext)
     errors.install(app)
     openapi.install(app)
-    for module in (jobs, events, artifacts, methods, health, dashboard):
+    for module in (jobs, events, artifacts, methods, workers, health, dashboard):
         app.include_router(module.router)
     return app
 
@@ -64,6 +64,6 @@ def make_services(settings: Settings) -> Services:
         engine=engine,
         sessions=make_sessions(engine),
         storage=LocalStorage(settings.artifacts_dir),
-        celery=make_celery(settings),
+        celery=make_celery(settings, only_sends=True),
         links=LinkSigner(settings.signing_key, settings.download_link_seconds),
     )

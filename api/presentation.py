@@ -15,24 +15,26 @@ from api.storable import readable
 from elder_core.spec import JobSpec
 from elder_service.db.engine import database_now
 from elder_service.db.models import ArtifactRow, JobEventRow, JobRow
-from elder_service.jobs import repository
+from elder_service.jobs.outlook import Outlook, needs_of, outlooks
 from elder_service.jobs.service import PRIORITIES
 from elder_service.jobs.states import Status
 
 _PRIORITY_NAMES = {value: name for name, value in PRIORITIES.items()}
 
 
-def present_jobs(session: Session, rows: Sequence[JobRow], base_url: str) -> list[schemas.Job]:
+def present_jobs(
+    session: Session, rows: Sequence[JobRow], base_url: str, max_running_per_owner: int | None
+) -> list[schemas.Job]:
     now = database_now(session)
-    positions = repository.queue_positions(session, rows)
-    return [_job(row, positions.get(row.id), now, base_url) for row in rows]
+    expected = outlooks(session, rows, now, max_running_per_owner)
+    return [_job(row, expected.get(row.id), now, base_url) for row in rows]
 
 
-def present_job(session: Session, row: JobRow, base_url: str) -> schemas.Job:
-    return present_jobs(session, [row], base_url)[0]
+def present_job(session: Session, row: JobRow, base_url: str, max_running_per_owner: int | None) -> schemas.Job:
+    return present_jobs(session, [row], base_url, max_running_per_owner)[0]
 
 
-def _job(row: JobRow, position: int | None, now: datetime, base_url: str) -> schemas.Job:
+def _job(row: JobRow, outlook: Outlook | None, now: datetime, base_url: str) -> schemas.Job:
     waited_until = row.started_at or row.finished_at or now
     return schemas.Job(
         id=row.id,
@@ -43,7 +45,11 @@ def _job(row: JobRow, position: int | None, now: datetime, base_url: str) -> sch
         progress=schemas.JobProgress.model_validate(row.progress) if row.progress else None,
         attempt=row.attempt,
         max_attempts=row.max_attempts,
-        queue_position=position,
+        owner=row.owner,
+        needs=schemas.JobNeeds.model_validate(needs_of(row)),
+        queue_position=outlook.position if outlook else None,
+        estimated_start_at=outlook.starts_at if outlook else None,
+        waiting_for=outlook.waiting_for if outlook else None,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.storable import check_storable
 from elder_core.spec import JobSpec, Stage
+from elder_service.jobs.hardware import Device
 from elder_service.jobs.states import Status
 
 # Without quotes, which a path into JSON could not hold.
@@ -18,6 +19,23 @@ MOST_METADATA = 32
 
 class Schema(BaseModel):
     model_config = ConfigDict(from_attributes=True, protected_namespaces=())
+
+
+class JobNeeds(Schema):
+    """What a worker must have to be given the job; null: any."""
+
+    model_config = ConfigDict(from_attributes=True, extra="forbid")
+
+    device: Device | None = Field(
+        default=None, description="`cuda`: only a worker with a GPU; `cpu`: only one without."
+    )
+    memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**63,
+        description="Memory of the GPU, else of the machine. Null: estimated from the model's files, as the least that "
+        "its weights and their training take.",
+    )
 
 
 class JobCreate(JobSpec):
@@ -39,6 +57,7 @@ class JobCreate(JobSpec):
     max_queue_seconds: int | None = Field(
         default=None, ge=1, le=30 * 86_400, description="A job not started by then expires."
     )
+    needs: JobNeeds = Field(default=JobNeeds(), description="Hardware without which the job is not to be started.")
     metadata: dict[Annotated[str, Field(pattern=METADATA_KEY)], str] = Field(
         default={},
         max_length=MOST_METADATA,
@@ -111,7 +130,16 @@ class Job(Schema):
     progress: JobProgress | None
     attempt: int
     max_attempts: int
+    owner: str
+    needs: JobNeeds
     queue_position: int | None = Field(description="1 is next; null unless queued.")
+    estimated_start_at: datetime | None = Field(
+        description="When a queued job may start, by how long recent jobs took; null where there is nothing to base "
+        "that on."
+    )
+    waiting_for: str | None = Field(
+        description="In a sentence, what keeps a queued job from starting beside the jobs before it."
+    )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -182,6 +210,20 @@ class MethodInfo(Schema):
 class MethodList(Schema):
     object: Literal["list"] = "list"
     data: list[MethodInfo]
+
+
+class Worker(Schema):
+    object: Literal["worker"] = "worker"
+    id: str
+    device: Device
+    gpu: str | None = Field(description="Name of its GPU.")
+    memory_bytes: int | None = Field(description="Of the GPU, else of the machine; null if not known.")
+    started_at: datetime
+
+
+class WorkerList(Schema):
+    object: Literal["list"] = "list"
+    data: list[Worker]
 
 
 class ProblemItem(Schema):

@@ -10,13 +10,16 @@ from api.dependencies import Services
 from api.schemas import JobCreate
 from elder_core.spec import JobSpec
 from elder_service import queue
-from elder_service.db.models import JobRow
+from elder_service.db.models import DEFAULT_OWNER, JobRow
 from elder_service.jobs import service, validation
+from elder_service.jobs.hardware import Needs, estimated_memory
 
 _log = logging.getLogger(__name__)
 
 
-def submit(services: Services, body: JobCreate, idempotency_key: str | None) -> tuple[JobRow, bool]:
+def submit(
+    services: Services, body: JobCreate, idempotency_key: str | None, owner: str = DEFAULT_OWNER
+) -> tuple[JobRow, bool]:
     """Check, store, commit, and only then hint. Returns the job's row and whether it is new.
 
     A broker that is down does not matter: workers look for jobs by themselves as well.
@@ -34,20 +37,29 @@ def submit(services: Services, body: JobCreate, idempotency_key: str | None) -> 
         max_queue_seconds=body.max_queue_seconds,
         metadata=body.metadata,
         idempotency_key=idempotency_key,
+        owner=owner,
+        needs=_needs(body, spec, services),
+        stated_needs=Needs(body.needs.device, body.needs.memory_bytes),
+        hint_follows=True,
     )
     row, created = _store(services, submission)
-    if created and queue.send_hint(services.celery):
-        _note_hint(services, row.id)
+    if created and not queue.send_hint(services.celery):
+        _note_lost_hint(services, row.id)
     return row, created
 
 
-def _note_hint(services: Services, job_id: str) -> None:
-    """Spare the workers a second hint; at best effort, since the job is stored and its caller must be told so."""
+def _needs(body: JobCreate, spec: JobSpec, services: Services) -> Needs:
+    estimate = estimated_memory(spec, services.settings.sources)
+    return Needs(body.needs.device, body.needs.memory_bytes or estimate)
+
+
+def _note_lost_hint(services: Services, job_id: str) -> None:
+    """Let the workers send another; at best effort, since the job is stored and its caller must be told so."""
     try:
         with services.sessions.begin() as session:
-            service.mark_hinted(session, job_id)
+            service.hint_lost(session, job_id)
     except SQLAlchemyError as error:
-        _log.warning("%s: could not note that it was hinted: %s", job_id, error)
+        _log.warning("%s: could not note that its hint was lost: %s", job_id, error)
 
 
 def _store(services: Services, submission: service.Submission) -> tuple[JobRow, bool]:

@@ -119,6 +119,8 @@ def job_table(job: Job) -> Table:
         "state": f"{job.status}{' (cancel requested)' if job.cancel_requested and not job.ended else ''}",
         "stage": _stage(job),
         "place in queue": str(job.queue_position) if job.queue_position is not None else None,
+        "waits for": job.waiting_for,
+        "starts at about": job.estimated_start_at.astimezone().strftime("%H:%M:%S") if job.estimated_start_at else None,
         "attempt": f"{job.attempt} of at most {job.max_attempts}",
         "model": str(job.spec.get("model", {}).get("id", "")),
         "method": str(job.spec.get("method", {}).get("name", "")),

@@ -57,8 +57,8 @@ class SubmitOptions(TypedDict, total=False):
 
     Exactly one of `ratio`, `layers_to_remove`, `layers` and `target` says what to remove; a target is one limit, as in
     `{"max_perplexity_increase": 0.1}`. `method` is `{"name": …}` with that method's parameters; `calibration`,
-    `evaluation` and `output` are as in the API's schema. `idempotency_key`: two submissions with the same key are one
-    job; by default each call has a key of its own, which its retries share.
+    `evaluation`, `output` and `needs` are as in the API's schema. `idempotency_key`: two submissions with the same key
+    are one job; by default each call has a key of its own, which its retries share.
     """
 
     revision: str
@@ -74,6 +74,7 @@ class SubmitOptions(TypedDict, total=False):
     priority: str
     max_runtime_seconds: int
     max_queue_seconds: int
+    needs: Mapping[str, Any]
     metadata: Mapping[str, str]
     idempotency_key: str
 

@@ -107,7 +107,11 @@ class Job(Model):
     progress: JobProgress | None = None
     attempt: int
     max_attempts: int
+    owner: str = "default"
+    needs: dict[str, Any] = {}
     queue_position: int | None = Field(default=None, description="1 is next; null unless queued.")
+    estimated_start_at: datetime | None = None
+    waiting_for: str | None = None
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -5,6 +5,7 @@ ElderError
 │   ├── InvalidSettings          invalid_settings
 │   ├── SchemaMismatch           schema_mismatch
 │   ├── DatabaseUnreachable      database_unreachable
+│   ├── NoFreeGpu                no_free_gpu
 │   ├── JobNotFound              job_not_found
 │   ├── ReportNotReady           report_not_ready
 │   ├── ArtifactNotFound         artifact_not_found
@@ -17,8 +18,10 @@ ElderError
     ├── UnreadableSpec           unreadable_spec
     ├── StartFailed              start_failed (retryable)
     ├── RunnerDied               runner_died (retryable)
+    ├── DiskFull                 disk_full (retryable)
     ├── WorkerLost               worker_lost (retryable)
     ├── RuntimeExceeded          runtime_exceeded
+    ├── ResultNotFinite          result_not_finite
     └── InternalError            internal_error
 """
 
@@ -47,6 +50,12 @@ class DatabaseUnreachable(ServiceError):
     """The database does not answer a process that starts."""
 
     code = "database_unreachable"
+
+
+class NoFreeGpu(ServiceError):
+    """The GPU that a worker is to use is not there, or another worker's."""
+
+    code = "no_free_gpu"
 
 
 class JobNotFound(ServiceError):
@@ -122,6 +131,13 @@ class RunnerDied(RunnerError):
     retryable = True
 
 
+class DiskFull(RunnerError):
+    """There is no space left on the worker's disk. Another worker, or the same one later, may have some."""
+
+    code = "disk_full"
+    retryable = True
+
+
 class WorkerLost(RunnerError):
     """The worker stopped renewing its lease."""
 
@@ -133,6 +149,12 @@ class RuntimeExceeded(RunnerError):
     """The attempt ran longer than max_runtime_seconds."""
 
     code = "runtime_exceeded"
+
+
+class ResultNotFinite(RunnerError):
+    """A figure of the result is NaN or infinite."""
+
+    code = "result_not_finite"
 
 
 class InternalError(RunnerError):

@@ -19,15 +19,18 @@ QUEUE = "elder"
 POLLING_SECONDS = 0.1
 # A hint that nobody took for so long is dropped: jobs still waiting get another, and workers look by timer.
 HINT_LIFE_SECONDS = 30
+# Of a caller of the API, whose job is stored already: a broker that is slower than that may as well be away.
+PUBLISH_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
 
-def make_celery(settings: Settings) -> Celery:
+def make_celery(settings: Settings, *, only_sends: bool = False) -> Celery:
+    """`only_sends`: for a process that listens to nothing, and whose callers wait while it sends."""
     app = Celery("elder", set_as_current=False)
     app.conf.update(
         broker_url=settings.broker_url or "filesystem://",
-        broker_transport_options=_transport_options(settings),
+        broker_transport_options=_transport_options(settings, only_sends=only_sends),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=2,
@@ -46,7 +49,7 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
-def _transport_options(settings: Settings) -> dict[str, Any]:
+def _transport_options(settings: Settings, *, only_sends: bool) -> dict[str, Any]:
     if settings.broker_url is None:
         folders = {
             name: str(settings.broker_dir / folder)
@@ -61,11 +64,11 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
             Path(folder).mkdir(parents=True, exist_ok=True)
         return {**folders, "polling_interval": POLLING_SECONDS, "store_processed": False}
     return {
-        "socket_timeout": 5,
-        "socket_connect_timeout": 2,
+        "socket_timeout": PUBLISH_SECONDS if only_sends else 5,
+        "socket_connect_timeout": PUBLISH_SECONDS if only_sends else 2,
         "socket_keepalive": True,
         "health_check_interval": 10,
-        "retry_on_timeout": True,
+        "retry_on_timeout": not only_sends,
         "max_retries": 0,
     }
 

@@ -19,6 +19,7 @@ from elder_service.secret import stored_secret
 
 SECRET_MIN_LENGTH = 32
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+BROKER_SCHEMES = ("redis", "rediss")
 CONFIDENTIAL = frozenset({"secret_key", "database_url", "broker_url"})
 """Settings that may hold a password, and are never printed."""
 
@@ -62,7 +63,9 @@ class Settings(BaseSettings):
         default=(), description="Folders below which `local:NAME` texts are found, separated by commas."
     )
     hub_cache: Path | None = Field(default=None, description="Where hub models are downloaded to; default: the hub's.")
-    device: str = Field(default="auto", description="`auto` (CUDA where present), `cpu`, `cuda` or `cuda:N`.")
+    device: str = Field(
+        default="auto", description="`auto` (a free GPU if there are GPUs), `cpu`, `cuda` (a free GPU) or `cuda:N`."
+    )
 
     lease_seconds: float = Field(default=60, gt=0, description="A worker silent for so long has lost its job.")
     heartbeat_seconds: float = Field(default=12, gt=0, description="Between renewals of the lease.")
@@ -70,6 +73,12 @@ class Settings(BaseSettings):
     claim_seconds: float = Field(default=5, gt=0, description="Between a worker's own looks for a job, without a hint.")
     maintenance_seconds: float = Field(default=15, gt=0, description="Between looks for expired leases and jobs.")
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a job before a lost worker fails it.")
+    max_running_per_owner: int | None = Field(
+        default=None, ge=1, description="Most jobs of one owner that run at the same time; default: no limit."
+    )
+    memory_bytes: int | None = Field(
+        default=None, ge=1, description="Memory that a worker without GPU has for a job; default: the machine's."
+    )
     retry_delay_seconds: float = Field(
         default=5, ge=0, description="Before the second attempt; doubles with each further one."
     )
@@ -109,6 +118,15 @@ class Settings(BaseSettings):
             raise ValueError("it is no URL such as postgresql://user:password@host:5432/name") from error
         if backend not in {"postgresql", "sqlite"}:
             raise ValueError(f"{backend} is not supported; use postgresql:// or sqlite:///")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, value: str | None) -> str | None:
+        scheme, separator, _ = (value or f"{BROKER_SCHEMES[0]}://").partition("://")
+        if scheme not in BROKER_SCHEMES or not separator:
+            known = " or ".join(f"{name}://…" for name in BROKER_SCHEMES)
+            raise ValueError(f"{scheme if separator else 'what is no URL'} is not supported; use {known}")
         return value
 
     @field_validator("log_level")

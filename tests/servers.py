@@ -61,27 +61,38 @@ def chromium() -> str:
 @contextlib.contextmanager
 def postgres_server(port: int | None = None) -> Iterator[Server]:
     """A new, empty PostgreSQL cluster without durability."""
-    binaries = _postgres_binaries()
-    user = _unprivileged_user()
+    with postgres_folder() as folder, postgres_on(folder, port or free_port()) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def postgres_folder() -> Iterator[Path]:
+    """A folder with the files of a new, empty PostgreSQL cluster, for servers that run on it one after the other."""
+    binaries, user = _postgres_binaries(), _unprivileged_user()
     with _folder("elder-postgres-", user) as folder:
-        data, log = folder / "data", folder / "log"
-        initdb = [binaries / "initdb", "--pgdata", data, "--username=elder", "--auth=trust", "--encoding=UTF8"]
-        initdb += ["--locale=C", "--no-sync", "--no-instructions"]
+        initdb = [binaries / "initdb", "--pgdata", folder / "data", "--username=elder", "--auth=trust"]
+        initdb += ["--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
         _run_initdb(initdb, folder, user)
-        port = port or free_port()
-        options = {
-            "port": port,
-            "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": "",  # a socket's path may be too long
-            "fsync": "off",
-            "synchronous_commit": "off",
-            "full_page_writes": "off",
-            "shared_buffers": "32MB",
-        }
-        command = [binaries / "postgres", "-D", data, *(f"--{name}={value}" for name, value in options.items())]
-        with _process(command, folder, user, stop_with=signal.SIGQUIT) as process:
-            _wait(process, log, lambda: _postgres_answers(port))
-            yield Server(f"postgresql://elder@127.0.0.1:{port}/postgres", port, process)
+        yield folder
+
+
+@contextlib.contextmanager
+def postgres_on(folder: Path, port: int, *, durable: bool = False) -> Iterator[Server]:
+    """A server on a cluster's `folder`; what it has committed outlives SIGQUIT only if it is `durable`."""
+    options = {
+        "port": port,
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",  # a socket's path may be too long
+        "fsync": "off",
+        "synchronous_commit": "on" if durable else "off",
+        "full_page_writes": "off",
+        "shared_buffers": "32MB",
+    }
+    command = [_postgres_binaries() / "postgres", "-D", folder / "data"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    with _process(command, folder, _unprivileged_user(), stop_with=signal.SIGQUIT) as process:
+        _wait(process, folder / "log", lambda: _postgres_answers(port))
+        yield Server(f"postgresql://elder@127.0.0.1:{port}/postgres", port, process)
 
 
 @contextlib.contextmanager

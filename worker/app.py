@@ -11,11 +11,13 @@ from celery import signals
 
 from elder_service.db.engine import make_engine, make_sessions
 from elder_service.db.schema import check_head
+from elder_service.jobs.hardware import Capacity
 from elder_service.queue import QUEUE, make_celery
 from elder_service.settings import Settings
 from elder_service.storage.local import LocalStorage
 from worker import tasks
 from worker.forkserver import ForkServer
+from worker.hardware import acquired
 from worker.maintenance import Maintenance
 from worker.pulse import pulse_of
 from worker.supervisor import Supervisor
@@ -30,21 +32,30 @@ def run_worker(settings: Settings) -> None:
 
     Raises:
         SchemaMismatch: the database is at another migration.
+        NoFreeGpu: there is no GPU for this worker, and it is to have one.
     """
+    with acquired(settings) as capacity:
+        _log.info("this worker has %s", capacity)
+        _run(settings, capacity)
+
+
+def _run(settings: Settings, capacity: Capacity) -> None:
     engine = make_engine(settings.effective_database_url)
     check_head(engine)
     sessions = make_sessions(engine)
     storage = LocalStorage(settings.artifacts_dir)
     celery = make_celery(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)  # the pulse comes before any job
     pulse = pulse_of(settings)
     fork_server = ForkServer()
-    supervisor = Supervisor(settings, sessions, storage, fork_server, pulse)
+    supervisor = Supervisor(settings, sessions, storage, fork_server, pulse, capacity)
     maintenance = Maintenance(settings, sessions, storage, celery)
     tasks.register(celery, supervisor)
 
     stop = threading.Event()
     timers = [
         Repeat("claim", settings.claim_seconds, stop, supervisor.run_available),
+        Repeat("register", settings.heartbeat_seconds, stop, supervisor.register),
         Repeat("reconcile", settings.maintenance_seconds, stop, maintenance.reconcile),
         Repeat("sweep", SWEEP_SECONDS, stop, maintenance.sweep),
     ]
@@ -79,6 +90,7 @@ def run_worker(settings: Settings) -> None:
     finally:
         drain()
         supervisor.wait_idle(settings.drain_seconds)
+        supervisor.leave()
         pulse.end()
         engine.dispose()
 

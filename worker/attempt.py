@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from sqlalchemy.orm import Session
 from elder_core.errors import ElderError
 from elder_core.spec import Progress, Stage
 from elder_service.db.engine import SessionFactory, is_passing
-from elder_service.errors import InternalError, RuntimeExceeded, StartFailed
+from elder_service.errors import InternalError, ResultNotFinite, RunnerDied, RuntimeExceeded, StartFailed
 from elder_service.jobs import attempts
 from elder_service.jobs.attempts import Claim, LeaseLost, Outcome
 from elder_service.settings import Settings
 from worker.child import Child, Failure, Stopped
+from worker.lease import LeaseWatch
 from worker.pulse import Pulse
 
 POLL_SECONDS = 0.1
@@ -28,7 +30,7 @@ EVENT_SECONDS = 2.0
 EVENT_SHARE = 1 / 200  # of the time so far: events get rarer, so that a long job's log stays readable
 RETRY_SECONDS = 0.5
 DRAIN_SHARE = 0.7  # of the worker's time to stop: the process writes its journal, the rest is for the database
-LEASE_MARGIN = 0.2  # share of the lease kept back: the process is gone before the lease is
+DRAIN_NOTICE_SECONDS = 2.0  # between the SIGTERM that reaches a job's process and the one that reaches its worker
 
 _log = logging.getLogger(__name__)
 
@@ -49,23 +51,27 @@ class Timer:
     def elapsed(self) -> float:
         return time.monotonic() - self._last
 
-    def reset(self) -> None:
-        self._last = time.monotonic()
-
 
 class Attempt:
     """Owns the claim until `run` returns or raises LeaseLost; either way the process is gone by then."""
 
     def __init__(
-        self, settings: Settings, sessions: SessionFactory, held: Claim, draining: threading.Event, pulse: Pulse
+        self,
+        settings: Settings,
+        sessions: SessionFactory,
+        held: Claim,
+        draining: threading.Event,
+        pulse: Pulse,
+        claimed_at: float,
     ) -> None:
+        """`claimed_at`: the monotonic clock in seconds before the claim was sent."""
         self._settings = settings
         self._sessions = sessions
         self._held = held
         self._draining = draining
         self._pulse = pulse
         self._started = time.monotonic()
-        self._lease = Timer(settings.lease_seconds * (1 - LEASE_MARGIN))
+        self._lease = LeaseWatch(settings.lease_seconds, claimed_at)
         self._heartbeat = Timer(settings.heartbeat_seconds)
         self._cancel_poll = Timer(settings.cancel_poll_seconds)
         self._progress_write = Timer(PROGRESS_SECONDS)
@@ -98,7 +104,8 @@ class Attempt:
 
     def _guarded(self, child: Child) -> bool:
         try:
-            return self._watch(child)
+            with self._lease.watch(lost=child.end):
+                return self._watch(child)
         finally:
             child.kill()
 
@@ -146,9 +153,13 @@ class Attempt:
             attempts.renew(session, held, self._settings.lease_seconds)
             return True
 
+        now = time.monotonic()
         if self._heartbeat.due() and self._try(renew):
-            self._lease.reset()
-        if self._lease.due():
+            self._lease.extend(now)
+        self._check_lease()
+
+    def _check_lease(self) -> None:
+        if self._lease.over():
             raise LeaseLost
 
     def _overdue(self) -> bool:
@@ -160,15 +171,26 @@ class Attempt:
     def _ended(self, message: Outcome | Failure | Stopped) -> bool:
         if isinstance(message, Outcome):
             outcome = message
+            if strange := _not_finite(outcome.result):
+                return self._failed(strange)
             self._finally(lambda session, held: attempts.succeed(session, held, outcome))
             return True
         if isinstance(message, Failure):
             return self._failed(message.error)
-        if isinstance(message, Stopped):  # somebody else's SIGTERM: nobody here asked for it
-            return self._failed(InternalError("The job's process was told to stop from outside."))
+        if isinstance(message, Stopped):
+            return self._stopped()
         assert_never(message)
 
+    def _stopped(self) -> bool:
+        """Nobody here asked for it. Who stops a whole service (systemd, docker) sends SIGTERM to the job's process too,
+        and it may be the first to hear it."""
+        if self._draining.wait(DRAIN_NOTICE_SECONDS):
+            self._finally(attempts.give_back)
+            return False
+        return self._failed(RunnerDied("The job's process was told to stop from outside, and its worker was not."))
+
     def _died(self, child: Child) -> bool:
+        self._check_lease()  # then it was this worker that ended it
         error, details = child.death()
         _log.error("%s attempt %d: %s", self._held.job_id, self._held.attempt, error.message)
         return self._failed(error, details)
@@ -193,6 +215,9 @@ class Attempt:
         )
 
     def _failed(self, error: ElderError, details: dict[str, object] | None = None) -> bool:
+        if error.retryable and self._draining.is_set():  # what stops the worker may well have caused it
+            self._finally(attempts.give_back)
+            return False
         self._finally(
             lambda session, held: attempts.fail(session, held, error, self._settings.retry_delay_seconds, details)
         )
@@ -233,3 +258,14 @@ class Attempt:
 def _brief(error: Exception) -> str:
     """Its first line: the database's errors go on with the whole statement."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _not_finite(result: dict[str, object]) -> ResultNotFinite | None:
+    """The error of a result that JSON, and so the database, has no word for."""
+    wrong = {name: value for name, value in result.items() if isinstance(value, float) and not math.isfinite(value)}
+    if not wrong:
+        return None
+    named = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+    return ResultNotFinite(
+        f"The run ended, but {named}: the model predicts no numbers. Remove fewer layers, or train more."
+    )

@@ -87,8 +87,12 @@ class Child:
         self._process.join(grace_seconds)
         self.kill()
 
-    def kill(self) -> None:
+    def end(self) -> None:
+        """SIGKILL to the whole group, from any thread, without waiting for the end."""
         self._signal(signal.SIGKILL)
+
+    def kill(self) -> None:
+        self.end()
         self._process.join()
         self.connection.close()
 

@@ -13,5 +13,7 @@ from elder_service.processes import die_with_parent
 from worker.forkserver import WORKER_PID
 
 if WORKER_PID in os.environ:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides
+    # Ctrl-C reaches the whole group, and the SIGTERM of systemd or docker the whole service; the worker decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(int(os.environ[WORKER_PID]))

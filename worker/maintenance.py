@@ -12,6 +12,7 @@ from elder_service.db.engine import SessionFactory
 from elder_service.jobs import reconcile, repository
 from elder_service.settings import Settings
 from elder_service.storage.base import Storage, attempt_of, journal_of
+from elder_service.storage.local import folders_in
 from worker import scratch
 
 _log = logging.getLogger(__name__)
@@ -52,11 +53,11 @@ class Maintenance:
 
     def _sweep_scratch(self) -> None:
         root = self._settings.scratch_dir
-        for folder in sorted(root.glob("jobs/*/attempt-*")):
-            if not self._held(str(folder.relative_to(root))):
-                scratch.clear(folder)
-        for folder in root.glob("jobs/*"):
-            scratch.remove_if_empty(folder)
+        for job_folder in folders_in(root / "jobs"):
+            for folder in folders_in(job_folder):
+                if self._given_up(str(folder.relative_to(root))):
+                    scratch.clear(folder)
+            scratch.remove_if_empty(job_folder)
 
     def _orphaned(self, prefix: str) -> bool:
         """The order matters: asked the other way round, an attempt that succeeds in between loses its files.
@@ -81,9 +82,9 @@ class Maintenance:
         with self._sessions.begin() as session:
             return repository.is_over(session, job_id)
 
-    def _held(self, prefix: str) -> bool:
+    def _given_up(self, prefix: str) -> bool:
         owner = attempt_of(prefix)
         if owner is None:
-            return False
+            return False  # nobody here wrote it
         with self._sessions.begin() as session:
-            return repository.is_held(session, *owner)
+            return not repository.is_held(session, *owner)

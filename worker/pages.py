@@ -8,6 +8,7 @@ from pathlib import Path
 
 from elder_service.errors import StorageFailed
 from elder_service.storage.base import Storage
+from elder_service.storage.local import sha256_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class StoredPages:
         self.scratch.mkdir(parents=True, exist_ok=True)
         try:
             write(made)
-            self.storage.put(f"{self.prefix}/{name}", made)
+            self.storage.put(f"{self.prefix}/{name}", made, sha256_of(made))
         finally:
             made.unlink(missing_ok=True)
 

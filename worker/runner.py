@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import signal
 import threading
 import traceback
@@ -14,10 +14,11 @@ from elder_core import pipeline
 from elder_core.errors import Cancelled, ElderError
 from elder_core.journal import Journal
 from elder_core.spec import Report
-from elder_service.errors import InternalError
+from elder_service.errors import DiskFull, InternalError
 from elder_service.jobs.attempts import Outcome
 from elder_service.storage.base import StoredFile, attempt_prefix, journal_prefix
 from elder_service.storage.local import LocalStorage
+from elder_service.storage.publish import publish
 from worker.child import DISCARD, Assignment, Failure, Message, Stopped
 from worker.pages import StoredPages
 
@@ -49,7 +50,7 @@ def _ending(assignment: Assignment, connection: Connection, stop: threading.Even
             cancelled=stop.is_set,
             journal=journal,
         )
-        return Outcome(result=summary(report), files=_publish(assignment))
+        return Outcome(result=summary(report), files=_publish(assignment, stop))
     except Cancelled:
         return Stopped()
     except ElderError as error:
@@ -57,6 +58,8 @@ def _ending(assignment: Assignment, connection: Connection, stop: threading.Even
         return Failure(error)
     except Exception as error:  # the process ends here: whatever it was becomes the job's error
         traceback.print_exc()
+        if _disk_full(error):
+            return Failure(DiskFull(f"The disk of the worker's ELDER_DATA_DIR is full: {error}. Make room there."))
         return Failure(InternalError(f"{type(error).__name__}: {error}"))
 
 
@@ -75,14 +78,21 @@ def summary(report: Report) -> dict[str, object]:
     }
 
 
-def _publish(assignment: Assignment) -> tuple[StoredFile, ...]:
+def _publish(assignment: Assignment, stop: threading.Event) -> tuple[StoredFile, ...]:
     """Move the files of this attempt into its own folder of the storage; they stay invisible until the last update."""
     storage = LocalStorage(assignment.artifacts_dir)
     prefix = attempt_prefix(assignment.job_id, assignment.attempt)
     model, report = assignment.scratch / "model", assignment.scratch / "report"
+
+    def moved(folder: Path, path: Path, kind: Literal["model", "report"]) -> StoredFile:
+        if stop.is_set():
+            raise Cancelled
+        name = path.relative_to(folder).as_posix()
+        return publish(storage, f"{prefix}/{name}", name, kind, path, stop.wait)
+
     return (
-        *(_store(storage, prefix, f"model/{path.relative_to(model)}", "model", path) for path in _files(model)),
-        *(_store(storage, prefix, f"{path.relative_to(report)}", "report", path) for path in _files(report)),
+        *(moved(assignment.scratch, path, "model") for path in _files(model)),
+        *(moved(report, path, "report") for path in _files(report)),
     )
 
 
@@ -90,10 +100,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _store(storage: LocalStorage, prefix: str, name: str, kind: Literal["model", "report"], path: Path) -> StoredFile:
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    key = f"{prefix}/{name}"
-    storage.put(key, path)
-    return StoredFile(name=name, kind=kind, key=key, size_bytes=size_bytes, sha256=digest)
+def _disk_full(error: Exception) -> bool:
+    """Also as safetensors says it, which has errors of its own."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return "No space left on device" in str(error)

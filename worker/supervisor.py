@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
+import time
+from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from elder_service.db.engine import SessionFactory, is_passing
-from elder_service.jobs import attempts, repository
+from elder_service.jobs import attempts, repository, workers
 from elder_service.jobs.attempts import Claim, LeaseLost
+from elder_service.jobs.hardware import Capacity, Device
 from elder_service.settings import Settings
 from elder_service.storage.base import Storage, attempt_prefix, journal_prefix
 from worker import scratch
@@ -27,30 +31,46 @@ class Supervisor:
     """Runs one job at a time. `run_available` may be called from any thread, on a hint or by a timer."""
 
     def __init__(
-        self, settings: Settings, sessions: SessionFactory, storage: Storage, fork_server: ForkServer, pulse: Pulse
+        self,
+        settings: Settings,
+        sessions: SessionFactory,
+        storage: Storage,
+        fork_server: ForkServer,
+        pulse: Pulse,
+        capacity: Capacity,
     ) -> None:
-        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        # A container's process has the same name and number each time it starts; an owner must be nobody before it.
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self._answer_lost = False
         self._settings = settings
         self._sessions = sessions
         self._storage = storage
         self._slot = threading.Lock()
+        self._told = threading.Event()
         self._draining = threading.Event()
         self._ready = threading.Event()
         self._fork_server = fork_server
         self._warm = False
         self._pulse = pulse
+        self._capacity = capacity
 
     def run_available(self) -> int:
-        """Run jobs until there are none left; returns how many. Does nothing while another thread is at it."""
-        if not self._ready.is_set() or not self._slot.acquire(blocking=False):
+        """Run jobs until there are none left; returns how many. While another thread is at it, that one looks again.
+
+        Otherwise a hint would be lost that comes just after the last look and before the slot is free.
+        """
+        if not self._ready.is_set():
             return 0
-        try:
-            count = 0
-            while not self._draining.is_set() and self._run_next():
-                count += 1
-            return count
-        finally:
-            self._slot.release()
+        count = 0
+        self._told.set()
+        while self._told.is_set() and self._slot.acquire(blocking=False):
+            try:
+                self._told.clear()
+                while not self._draining.is_set() and self._run_next():
+                    count += 1
+            finally:
+                self._slot.release()
+        return count
 
     def warm_up(self) -> None:
         """Load torch before a claim: a lease must not run out while a process waits to be started."""
@@ -60,6 +80,17 @@ class Supervisor:
             _log.exception("could not load torch beforehand")
         self._warm = True
         self._ready.set()
+
+    def register(self) -> None:
+        """Tell that this worker is there, and what it has."""
+        if not self._draining.is_set():
+            with self._sessions.begin() as session:
+                workers.register(session, self.owner, self._capacity, self._settings.lease_seconds)
+
+    def leave(self) -> None:
+        """Tell that it is gone; if that fails it is forgotten after a lease."""
+        with suppress(SQLAlchemyError), self._sessions.begin() as session:
+            workers.leave(session, self.owner)
 
     def drain(self) -> None:
         """Claim nothing more and give the running job back."""
@@ -75,24 +106,39 @@ class Supervisor:
     def _run_next(self) -> bool:
         if not self._warm:
             self.warm_up()
+        before = time.monotonic()
         try:
-            with self._sessions.begin() as session:
-                held = attempts.claim(session, self.owner, self._settings.lease_seconds)
+            held = self._claim()
         except SQLAlchemyError as error:
             if not is_passing(error):
                 raise
+            self._answer_lost = True
             _log.warning("Could not look for a job: %s", error)
             return False
         self._pulse.beat()
         if held is None:
             return False
         _log.info("%s attempt %d: claimed", held.job_id, held.attempt)
-        self._run(held)
+        self._run(held, before)
         return True
 
-    def _run(self, held: Claim) -> None:
+    def _claim(self) -> Claim | None:
+        with self._sessions.begin() as session:
+            if self._answer_lost:  # the claim may have been committed, and nobody runs it
+                attempts.give_back_unknown(session, self.owner)
+        self._answer_lost = False
+        with self._sessions.begin() as session:
+            return attempts.claim(
+                session,
+                self.owner,
+                self._settings.lease_seconds,
+                self._capacity,
+                self._settings.max_running_per_owner,
+            )
+
+    def _run(self, held: Claim, claimed_at: float) -> None:
         assignment = self._assignment(held)
-        attempt = Attempt(self._settings, self._sessions, held, self._draining, self._pulse)
+        attempt = Attempt(self._settings, self._sessions, held, self._draining, self._pulse, claimed_at)
         self._warm = False  # unless it succeeds: it may take the fork server with it
         try:
             self._warm = attempt.run(lambda: self._child(assignment))
@@ -125,7 +171,7 @@ class Supervisor:
             attempt=held.attempt,
             spec=held.spec,
             sources=self._settings.sources,
-            device=self._settings.device,
+            device=Device.CUDA if self._capacity.gpu else self._settings.device,  # its own, the only one it sees
             scratch=self._settings.scratch_dir / attempt_prefix(held.job_id, held.attempt),
             artifacts_dir=self._settings.artifacts_dir,
             journal_seconds=self._settings.journal_seconds,

@@ -183,6 +183,7 @@ def settings(row: JobRow) -> tuple[SettingsGroup, ...]:
         "priority": priority_name(row.priority),
         "max_runtime_seconds": row.max_runtime_seconds,
         "max_queue_seconds": row.max_queue_seconds,
+        "needs": {"device": row.needs_device, "memory_bytes": row.needs_memory_bytes},
     }
     usual = _usual(row.method)
     return tuple(

@@ -22,6 +22,8 @@ LABELS = {
     ("evaluation", "speed"): "Measure speed and memory",
     ("evaluation", "generation"): "Generate texts",
     ("output", "dtype"): "Number type",
+    ("needs", "device"): "Device needed",
+    ("needs", "memory_bytes"): "Memory needed",
 }
 
 

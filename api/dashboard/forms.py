@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from api.dashboard.fields import Field, fields_of
-from api.schemas import JobCreate
+from api.schemas import JobCreate, JobNeeds
 from elder_core.errors import AmbiguousTarget, ElderError
 from elder_core.registry import METHODS
 from elder_core.spec import CalibrationSpec, EvaluationSpec, ModelRef, OutputSpec
@@ -95,7 +95,7 @@ def blank() -> Blank:
         calibration=Section("Calibration", *_split(fields_of(CalibrationSpec, "calibration"), {"source", "samples"})),
         evaluation=Section("Evaluation", *_split(fields_of(EvaluationSpec, "evaluation"), {"source", "samples"})),
         output=Section("Output", fields_of(OutputSpec, "output")),
-        job=Section("Job", tuple(job.values())),
+        job=Section("Job", (*job.values(), *fields_of(JobNeeds, "needs"))),
     )
 
 

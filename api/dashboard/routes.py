@@ -31,6 +31,7 @@ from elder_service.db.engine import database_now
 from elder_service.db.models import ArtifactRow
 from elder_service.errors import IdempotencyMismatch
 from elder_service.jobs import repository, service
+from elder_service.jobs.outlook import outlooks
 from elder_service.jobs.repository import JobFilter
 
 PAGE_SIZE = 20
@@ -48,20 +49,25 @@ AfterQuery = Annotated[str | None, Query(max_length=40)]
 
 
 @router.get("/")
-def list_jobs(session: SessionDep, chosen: FilterQuery = Filter.ALL, after: AfterQuery = None) -> HTMLResponse:
-    return render("jobs.html", page=_jobs_page(session, chosen, after))
+def list_jobs(
+    session: SessionDep, services: ServicesDep, chosen: FilterQuery = Filter.ALL, after: AfterQuery = None
+) -> HTMLResponse:
+    return render("jobs.html", page=_jobs_page(session, services, chosen, after))
 
 
 @router.get("/fragments/jobs")
-def list_fragment(session: SessionDep, chosen: FilterQuery = Filter.ALL, after: AfterQuery = None) -> HTMLResponse:
+def list_fragment(
+    session: SessionDep, services: ServicesDep, chosen: FilterQuery = Filter.ALL, after: AfterQuery = None
+) -> HTMLResponse:
     """What the list polls for: the same partial that the page holds."""
-    return render("_jobs.html", page=_jobs_page(session, chosen, after))
+    return render("_jobs.html", page=_jobs_page(session, services, chosen, after))
 
 
-def _jobs_page(session: Session, chosen: Filter, after: str | None) -> JobsPage:
+def _jobs_page(session: Session, services: Services, chosen: Filter, after: str | None) -> JobsPage:
     rows, has_more = repository.list_jobs(session, JobFilter(chosen.statuses), after=after, limit=PAGE_SIZE)
-    positions = repository.queue_positions(session, rows)
-    return jobs_page(rows, positions, database_now(session), chosen=chosen, after=after, has_more=has_more)
+    now = database_now(session)
+    expected = outlooks(session, rows, now, services.settings.max_running_per_owner)
+    return jobs_page(rows, expected, now, chosen=chosen, after=after, has_more=has_more)
 
 
 @router.get("/jobs/new")
@@ -123,10 +129,10 @@ def _job_page(services: Services, job_id: str) -> JobPage:
         row = repository.get(session, job_id)
         events = repository.events_after(session, job_id, row.last_event_seq - EVENTS_SHOWN)
         artifacts = repository.artifacts(session, job_id)
-        position = repository.queue_positions(session, [row]).get(job_id)
         now = database_now(session)
+        outlook = outlooks(session, [row], now, services.settings.max_running_per_owner).get(job_id)
     report = _report(services, artifacts)
-    return job_page(row, position, events, artifacts, report, services.links, now)
+    return job_page(row, outlook, events, artifacts, report, services.links, now)
 
 
 def _report(services: Services, artifacts: list[ArtifactRow]) -> Report | None:

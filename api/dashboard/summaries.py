@@ -13,6 +13,7 @@ from elder_core.registry import METHODS
 from elder_core.reports import formatting
 from elder_core.spec import Stage
 from elder_service.db.models import JobRow
+from elder_service.jobs.outlook import Outlook
 from elder_service.jobs.states import ACTIVE, Status
 
 LIVE_STATUSES = ACTIVE | {Status.QUEUED}
@@ -47,7 +48,7 @@ class JobSummary:
     created: Moment
 
 
-def job_summary(row: JobRow, position: int | None, now: datetime) -> JobSummary:
+def job_summary(row: JobRow, outlook: Outlook | None, now: datetime) -> JobSummary:
     spec = read_spec(row)
     result = JobResult.model_validate(row.result) if row.result else None
     status = Status(row.status)
@@ -59,7 +60,7 @@ def job_summary(row: JobRow, position: int | None, now: datetime) -> JobSummary:
         target=words.target(spec) if spec else "–",
         status=status.value,
         status_name=STATUS_NAMES[status],
-        note=_note(row, position, result, now),
+        note=_note(row, outlook, result, now),
         live=status in LIVE_STATUSES,
         progress=_progress(row) if status in ACTIVE else None,
         perplexity=(formatting.number(result.perplexity_before), formatting.number(result.perplexity_after))
@@ -76,17 +77,27 @@ def _stored_model(row: JobRow) -> str:
     return str(model["id"]) if isinstance(model, dict) and model.get("id") else row.id
 
 
-def _note(row: JobRow, position: int | None, result: JobResult | None, now: datetime) -> str:
+def _note(row: JobRow, outlook: Outlook | None, result: JobResult | None, now: datetime) -> str:
     """The half sentence beside the state."""
     if row.status == Status.QUEUED:
         if row.available_at > now:
             return f"tries again in {words.elapsed((row.available_at - now).total_seconds())}"
-        return "next" if position == 1 else f"number {position} in the queue" if position else ""
+        return _queue_note(outlook, now) if outlook else ""
     if row.status in ACTIVE and row.stage:
         return STAGE_NAMES[Stage(row.stage)]
     if result:
         return f"{result.layers_before} → {result.layers_after} layers"
     return str(row.error["message"]) if row.error else ""
+
+
+def _queue_note(outlook: Outlook, now: datetime) -> str:
+    if outlook.waiting_for:
+        return outlook.waiting_for
+    place = "next" if outlook.position == 1 else f"number {outlook.position} in the queue"
+    if outlook.starts_at is None:
+        return place
+    wait = (outlook.starts_at - now).total_seconds()
+    return f"{place}, starts in about {words.elapsed(wait)}" if wait > 0 else place
 
 
 def _progress(row: JobRow) -> ProgressView:

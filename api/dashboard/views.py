@@ -17,6 +17,7 @@ from elder_core.reports.charts import Chart, charts
 from elder_core.reports.summary import summary
 from elder_core.spec import Report
 from elder_service.db.models import ArtifactRow, JobEventRow, JobRow
+from elder_service.jobs.outlook import Outlook
 from elder_service.jobs.states import Status
 
 
@@ -98,7 +99,7 @@ class FormPage:
 
 def jobs_page(
     rows: Sequence[JobRow],
-    positions: dict[str, int],
+    expected: dict[str, Outlook],
     now: datetime,
     *,
     chosen: Filter,
@@ -106,7 +107,7 @@ def jobs_page(
     has_more: bool,
 ) -> JobsPage:
     return JobsPage(
-        jobs=tuple(job_summary(row, positions.get(row.id), now) for row in rows),
+        jobs=tuple(job_summary(row, expected.get(row.id), now) for row in rows),
         filters=tuple(FilterLink(one.value.capitalize(), _list_url(one), one is chosen) for one in Filter),
         filter=chosen,
         newest_url=_list_url(chosen) if after else None,
@@ -127,7 +128,7 @@ def _list_url(chosen: Filter, after: str | None = None, path: str = "/") -> str:
 
 def job_page(
     row: JobRow,
-    position: int | None,
+    outlook: Outlook | None,
     events: Sequence[JobEventRow],
     artifacts: Sequence[ArtifactRow],
     report: Report | None,
@@ -135,7 +136,7 @@ def job_page(
     now: datetime,
 ) -> JobPage:
     return JobPage(
-        job=job_summary(row, position, now),
+        job=job_summary(row, outlook, now),
         attempt=f"{row.attempt} of at most {row.max_attempts}" if row.attempt else "none yet",
         times=tuple(details.times(row, now)),
         cancellable=row.status in (Status.QUEUED, Status.RUNNING),

@@ -14,6 +14,7 @@ from api import schemas, submission
 from api.dependencies import ServicesDep, SessionDep, base_url
 from api.presentation import present_job, present_jobs
 from api.routes.problems import problems
+from elder_service.db.models import DEFAULT_OWNER
 from elder_service.jobs import repository, service
 from elder_service.jobs.repository import JobFilter
 from elder_service.jobs.states import Status
@@ -48,11 +49,20 @@ def create_job(
             description="The same key and body within 24 hours make one job.",
         ),
     ] = None,
+    owner: Annotated[
+        str,
+        Header(
+            alias="X-Elder-Owner",
+            pattern=r"^[A-Za-z0-9_.@+-]{1,64}$",
+            description="Whose job it is, as the proxy that asks who is there says; a limit of jobs that run at the "
+            "same time is per owner.",
+        ),
+    ] = DEFAULT_OWNER,
 ) -> schemas.Job:
     """Queue a pruning job."""
-    row, created = submission.submit(services, body, idempotency_key)
+    row, created = submission.submit(services, body, idempotency_key, owner)
     with services.sessions.begin() as session:
-        job = present_job(session, row, base_url(request))
+        job = present_job(session, row, base_url(request), services.settings.max_running_per_owner)
     response.headers["Location"] = job.urls.self
     if not created:
         response.status_code = status.HTTP_200_OK
@@ -63,6 +73,7 @@ def create_job(
 def list_jobs(
     request: Request,
     session: SessionDep,
+    services: ServicesDep,
     after: Annotated[str | None, Query(description="Continue below this job: the last_id of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     status: Annotated[list[Status] | None, Query(description="Only these; may be given several times.")] = None,
@@ -72,7 +83,7 @@ def list_jobs(
     """Jobs from newest to oldest. `metadata[key]=value` in the query selects by metadata."""
     where = JobFilter(tuple(status or ()), method, created_after, _metadata(request))
     rows, has_more = repository.list_jobs(session, where, after=after, limit=limit)
-    jobs = present_jobs(session, rows, base_url(request))
+    jobs = present_jobs(session, rows, base_url(request), services.settings.max_running_per_owner)
     return schemas.JobList(
         data=jobs,
         has_more=has_more,
@@ -100,12 +111,14 @@ def _query_error(name: str, message: str) -> RequestValidationError:
 
 
 @router.get("/{job_id}", responses=problems(404, 503))
-def get_job(job_id: JobId, request: Request, session: SessionDep) -> schemas.Job:
+def get_job(job_id: JobId, request: Request, session: SessionDep, services: ServicesDep) -> schemas.Job:
     """One job as it is now."""
-    return present_job(session, repository.get(session, job_id), base_url(request))
+    row = repository.get(session, job_id)
+    return present_job(session, row, base_url(request), services.settings.max_running_per_owner)
 
 
 @router.post("/{job_id}/cancel", responses=problems(404, 413, 503))
-def cancel_job(job_id: JobId, request: Request, session: SessionDep) -> schemas.Job:
+def cancel_job(job_id: JobId, request: Request, session: SessionDep, services: ServicesDep) -> schemas.Job:
     """Cancel a queued job, or ask a running one to stop. An ended job is returned as it is."""
-    return present_job(session, service.cancel(session, job_id), base_url(request))
+    row = service.cancel(session, job_id)
+    return present_job(session, row, base_url(request), services.settings.max_running_per_owner)

@@ -5,11 +5,13 @@ Sessions are synchronous in every process; docs/adr/0003-sync-sessions.md says w
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, func, select, text
+import psycopg
+from sqlalchemy import Dialect, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -22,6 +24,7 @@ from elder_service.db.models import UtcDateTime
 CONNECT_SECONDS = 3
 SILENCE_SECONDS = 3  # of a peer that acknowledges nothing, before the connection counts as dead
 STATEMENT_SECONDS = 5.0
+ANSWER_SECONDS = STATEMENT_SECONDS + 1  # of a server that takes a statement and then says nothing at all
 IDLE_TRANSACTION_SECONDS = 30  # then the server frees the rows that a frozen process has locked
 BUSY_SECONDS = 10  # waiting for SQLite's one writer
 POOL_SIZE = 10
@@ -39,7 +42,45 @@ def make_engine(url: str, statement_seconds: float | None = STATEMENT_SECONDS) -
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(url, parsed.database)
     bounds = {name: value for name, value in _postgres_bounds(statement_seconds).items() if name not in parsed.query}
-    return create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_pre_ping=True, connect_args=bounds)
+    engine = create_engine(
+        url,
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_OVERFLOW,
+        pool_pre_ping=True,
+        connect_args=bounds,
+        json_serializer=strict_json,
+    )
+    # A server whose statements may take longer, as the URL can say, is waited for accordingly.
+    if statement_seconds is not None and "options" not in parsed.query:
+        event.listen(engine, "do_connect", _impatient)
+    return engine
+
+
+def strict_json(value: Any) -> str:
+    """JSON as PostgreSQL takes it, so that SQLite refuses the same.
+
+    Raises:
+        ValueError: there is NaN or an infinity in it.
+    """
+    return json.dumps(value, allow_nan=False)
+
+
+class _ImpatientConnection(psycopg.Connection[Any]):
+    """Waits for no answer longer than ANSWER_SECONDS.
+
+    libpq has no such bound: keepalives ask the machine, not the server, and a frozen server cannot end its statements.
+    """
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout as error:
+            self.pgconn.finish()  # in the middle of a statement: of no more use
+            raise psycopg.OperationalError(f"the server has not answered for {ANSWER_SECONDS:g} s") from error
+
+
+def _impatient(_dialect: Dialect, _record: object, arguments: list[Any], parameters: dict[str, Any]) -> Any:
+    return _ImpatientConnection.connect(*arguments, **parameters)
 
 
 def _postgres_bounds(statement_seconds: float | None) -> dict[str, Any]:
@@ -63,7 +104,7 @@ def _postgres_bounds(statement_seconds: float | None) -> dict[str, Any]:
 def _sqlite_engine(url: str, database: str | None) -> Engine:
     if database:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW)
+    engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, json_serializer=strict_json)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:

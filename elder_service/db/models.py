@@ -28,6 +28,10 @@ from elder_service.jobs.states import Status
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
+DEFAULT_OWNER = "default"
+"""Of a job whose caller did not say who it is."""
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware datetime in UTC on every database; SQLite keeps it as naive UTC."""
 
@@ -63,6 +67,7 @@ class JobRow(Base):
         CheckConstraint(_one_of("stage", Stage), name="jobs_stage"),
         Index("jobs_claim", "status", "priority", "created_at"),
         Index("jobs_listing", "created_at", "id"),
+        Index("jobs_by_owner", "owner", "status"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -71,6 +76,9 @@ class JobRow(Base):
     method: Mapped[str] = mapped_column(String(64), index=True)
     spec: Mapped[dict[str, Any]]
     job_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
+    owner: Mapped[str] = mapped_column(String(64), default=DEFAULT_OWNER, server_default=DEFAULT_OWNER)
+    needs_device: Mapped[str | None] = mapped_column(String(8))
+    needs_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     priority: Mapped[int] = mapped_column(Integer)  # higher goes first
     max_runtime_seconds: Mapped[int | None]
     max_queue_seconds: Mapped[int | None]
@@ -122,6 +130,19 @@ class ArtifactRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
+
+
+class WorkerRow(Base):
+    """A worker and what it has. It is there until `expires_at`, and says so again before."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    device: Mapped[str] = mapped_column(String(8))
+    gpu: Mapped[str | None] = mapped_column(String(200))
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    started_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
 
 
 class IdempotencyRow(Base):

@@ -14,17 +14,20 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from elder_core.errors import ElderError
+from elder_core.errors import ElderError, OutOfMemory
 from elder_core.spec import JobSpec, Progress
 from elder_service.db.engine import database_now
 from elder_service.db.models import ArtifactRow, JobRow
 from elder_service.errors import UnreadableSpec, WorkerLost
 from elder_service.ids import new_id
 from elder_service.jobs import events, repository
+from elder_service.jobs.hardware import Capacity
 from elder_service.jobs.progress import fraction_done
 from elder_service.jobs.states import ACTIVE, Status
 from elder_service.jobs.text import storable
 from elder_service.storage.base import StoredFile
+
+MOST_DELAY_SECONDS = 3600.0
 
 
 class LeaseLost(Exception):  # an ending, not an error
@@ -49,13 +52,22 @@ class Outcome:
     files: tuple[StoredFile, ...] = field(default=())
 
 
-def claim(session: Session, owner: str, lease_seconds: float) -> Claim | None:
+def claim(
+    session: Session,
+    owner: str,
+    lease_seconds: float,
+    capacity: Capacity | None = None,
+    max_running_per_owner: int | None = None,
+) -> Claim | None:
     """Take the next job, by priority and then by age; None when there is nothing to do.
+
+    One that needs more than `capacity` is left for another worker, and one of an owner who has
+    `max_running_per_owner` jobs running for later.
 
     A job that this version cannot read fails here and now: left alone it would stay first in the queue for ever.
     """
     now = database_now(session)
-    while (row := repository.next_claimable(session, now)) is not None:
+    while (row := repository.next_claimable(session, now, capacity, max_running_per_owner)) is not None:
         _start(session, row, owner, lease_seconds, now)
         try:
             spec = JobSpec.model_validate(row.spec)
@@ -72,6 +84,7 @@ def _start(session: Session, row: JobRow, owner: str, lease_seconds: float, now:
     row.lease_owner = owner
     row.lease_expires_at = now + timedelta(seconds=lease_seconds)
     row.started_at = now
+    row.queue_deadline_at = None  # it was met, though the attempt may be lost
     row.stage, row.progress, row.stage_history, row.error = None, None, [], None
     repository.add_event(session, row, events.STARTED, now, {"attempt": row.attempt, "worker": owner})
 
@@ -170,13 +183,22 @@ def cancelled(session: Session, held: Claim) -> None:
 
 def give_back(session: Session, held: Claim) -> None:
     """A draining worker returns its job: queued again at once, and the attempt does not count."""
-    row = _locked(session, held)
+    _given_back(session, _locked(session, held), "worker stopped")
+
+
+def give_back_unknown(session: Session, owner: str) -> None:
+    """Return what `owner`, who runs nothing, holds all the same: the answer to its claim was lost on the way."""
+    for row in repository.held_by(session, owner):
+        _given_back(session, row, "the answer to the claim was lost")
+
+
+def _given_back(session: Session, row: JobRow, reason: str) -> None:
     now = database_now(session)
     if row.status == Status.CANCELLING:
         _end(row, Status.CANCELLED, now)
         repository.add_event(session, row, events.CANCELLED, now, {})
     else:
-        _requeue(session, row, now, delay=timedelta(), data={"reason": "worker stopped"})
+        _requeue(session, row, now, delay=timedelta(), data={"reason": reason})
 
 
 def lease_expired(session: Session, row: JobRow, retry_delay_seconds: float) -> None:
@@ -201,13 +223,21 @@ def _failed(
         "retryable": error.retryable,
         "details": details,
     }
-    if error.retryable and row.failures < row.max_attempts:
-        delay = timedelta(seconds=retry_delay_seconds * 2 ** (row.failures - 1))
+    if row.failures < row.max_attempts and _may_help(session, row, error):
+        delay = timedelta(seconds=min(MOST_DELAY_SECONDS, retry_delay_seconds * 2 ** (row.failures - 1)))
         _requeue(session, row, now, delay=delay, data={"reason": described["message"], "error": described})
         return
     _end(row, Status.FAILED, now)
     row.error = described
     repository.add_event(session, row, events.FAILED, now, {"error": described})
+
+
+def _may_help(session: Session, row: JobRow, error: ElderError) -> bool:
+    """Whether to try again. What took the memory may have been somebody else, but not twice at the same place."""
+    if not isinstance(error, OutOfMemory):
+        return error.retryable
+    before = repository.last_failure(session, row.id)
+    return before is None or (before["code"], before["stage"]) != (error.code, row.stage)
 
 
 def _requeue(session: Session, row: JobRow, now: datetime, *, delay: timedelta, data: dict[str, Any]) -> None:

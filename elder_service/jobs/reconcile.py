@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from elder_service.db.engine import database_now
 from elder_service.db.models import IdempotencyRow
-from elder_service.jobs import attempts, events, repository
+from elder_service.jobs import attempts, events, repository, workers
 from elder_service.jobs.service import IDEMPOTENCY_LIFE
 from elder_service.jobs.states import Status
 
@@ -31,6 +31,7 @@ def reconcile(session: Session, retry_delay_seconds: float) -> list[str]:
         repository.move(row, Status.EXPIRED)
         row.finished_at = now
         repository.add_event(session, row, events.EXPIRED, now, {"max_queue_seconds": row.max_queue_seconds})
+    workers.forget_silent(session)
     session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now - IDEMPOTENCY_LIFE))
     session.flush()
     hints = repository.unhinted(session, now, HINT_AGAIN)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, text, tuple_
+from sqlalchemy.orm import Session, aliased
 
 from elder_service.db.models import ArtifactRow, IdempotencyRow, JobEventRow, JobRow
 from elder_service.errors import InvalidCursor, JobNotFound
+from elder_service.jobs import events
+from elder_service.jobs.hardware import Capacity
 from elder_service.jobs.states import ACTIVE, TRANSITIONS, Status
 
 EVENT_PAGE_LIMIT = 1000
+_CLAIM_LOCK = 0x454C434C  # "ELCL"
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,52 @@ def lock_attempt(session: Session, job_id: str, attempt: int) -> JobRow | None:
     ).one_or_none()
 
 
-def next_claimable(session: Session, now: datetime) -> JobRow | None:
-    """The job to run next, locked; rows that another worker is just claiming are passed over."""
+def held_by(session: Session, owner: str) -> list[JobRow]:
+    """The jobs, locked, whose lease `owner` has."""
+    held = select(JobRow).where(JobRow.lease_owner == owner, JobRow.status.in_(ACTIVE)).with_for_update()
+    return list(session.scalars(held))
+
+
+def next_claimable(
+    session: Session, now: datetime, capacity: Capacity | None, max_running_per_owner: int | None
+) -> JobRow | None:
+    """The job to run next, locked; rows that another worker is just claiming are passed over.
+
+    Only jobs that `capacity` can hold, and of owners with fewer than `max_running_per_owner` running; None: any.
+    """
+    conditions = [*_held_by(capacity)] if capacity else []
+    if max_running_per_owner is not None:
+        _one_claim_at_a_time(session)
+        conditions.append(JobRow.owner.not_in(_owners_at(max_running_per_owner)))
     return session.scalars(
         select(JobRow)
         .where(
             JobRow.status == Status.QUEUED,
             JobRow.available_at <= now,
             or_(JobRow.queue_deadline_at.is_(None), JobRow.queue_deadline_at > now),
+            *conditions,
         )
         .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     ).one_or_none()
+
+
+def _held_by(capacity: Capacity) -> Iterator[ColumnElement[bool]]:
+    yield or_(JobRow.needs_device.is_(None), JobRow.needs_device == capacity.device)
+    if capacity.memory_bytes is not None:
+        yield or_(JobRow.needs_memory_bytes.is_(None), JobRow.needs_memory_bytes <= capacity.memory_bytes)
+
+
+def _owners_at(limit: int) -> Select[str]:
+    running = aliased(JobRow)  # on its own: the row to claim is not part of this count
+    return select(running.owner).where(running.status.in_(ACTIVE)).group_by(running.owner).having(func.count() >= limit)
+
+
+def _one_claim_at_a_time(session: Session) -> None:
+    """Two that count at the same moment would both see room for one. SQLite has one writer anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
 
 
 def list_jobs(session: Session, where: JobFilter, *, after: str | None, limit: int) -> tuple[list[JobRow], bool]:
@@ -103,6 +139,40 @@ def queue_positions(session: Session, rows: Sequence[JobRow]) -> dict[str, int]:
     queue = select(JobRow.id, place).where(JobRow.status == Status.QUEUED).subquery()
     places = session.execute(select(queue).where(queue.c.id.in_(wanted)))
     return {place.id: place.place for place in places}
+
+
+def running_by_owner(session: Session) -> dict[str, int]:
+    counted = select(JobRow.owner, func.count()).where(JobRow.status.in_(ACTIVE)).group_by(JobRow.owner)
+    return {row[0]: row[1] for row in session.execute(counted)}
+
+
+def running_since(session: Session) -> list[datetime]:
+    """When each running attempt was started, from the oldest on."""
+    started = select(JobRow.started_at).where(JobRow.status.in_(ACTIVE)).order_by(JobRow.started_at)
+    return [begun for begun in session.scalars(started) if begun is not None]
+
+
+def recent_durations(session: Session, count: int) -> list[float]:
+    """Seconds that the last attempts which succeeded took."""
+    ended = (
+        select(JobRow.started_at, JobRow.finished_at)
+        .where(JobRow.status == Status.SUCCEEDED)
+        .order_by(JobRow.created_at.desc())
+        .limit(count)
+    )
+    return [(finished - begun).total_seconds() for begun, finished in session.execute(ended) if begun and finished]
+
+
+def last_failure(session: Session, job_id: str) -> dict[str, Any] | None:
+    """The error of the attempt that ended last and was tried again; None if it was none of its own."""
+    requeued = (
+        select(JobEventRow.data)
+        .where(JobEventRow.job_id == job_id, JobEventRow.type == events.REQUEUED)
+        .order_by(JobEventRow.seq.desc())
+        .limit(1)
+    )
+    data = session.scalars(requeued).one_or_none()
+    return data.get("error") if data else None
 
 
 def move(row: JobRow, to: Status) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 
 from elder_core.spec import JobSpec
 from elder_service.db.engine import database_now
-from elder_service.db.models import IdempotencyRow, JobRow
+from elder_service.db.models import DEFAULT_OWNER, IdempotencyRow, JobRow
 from elder_service.errors import IdempotencyMismatch
 from elder_service.ids import new_id
 from elder_service.jobs import events, repository
+from elder_service.jobs.hardware import Needs
 from elder_service.jobs.states import Status
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
@@ -33,9 +34,18 @@ class Submission:
     max_queue_seconds: int | None = None
     metadata: dict[str, str] | None = None
     idempotency_key: str | None = None
+    owner: str = DEFAULT_OWNER
+    needs: Needs = field(default_factory=Needs)
+    # Noted with the job itself: a claim passes over a row that is locked, as one would be that is noted afterwards.
+    hint_follows: bool = False
+
+    stated_needs: Needs = field(default_factory=Needs)  # without what was estimated
 
     def body(self) -> dict[str, Any]:
+        """What a second use of the same Idempotency-Key must have in common with the first."""
+        stated = {"needs": asdict(self.stated_needs)} if self.stated_needs != Needs() else {}
         return {
+            **stated,
             "spec": self.spec.model_dump(mode="json"),
             "priority": self.priority,
             "max_runtime_seconds": self.max_runtime_seconds,
@@ -67,11 +77,15 @@ def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
         method=submission.spec.method.name,
         spec=submission.spec.model_dump(mode="json"),
         job_metadata=submission.metadata or {},
+        owner=submission.owner,
+        needs_device=submission.needs.device,
+        needs_memory_bytes=submission.needs.memory_bytes,
         priority=PRIORITIES[submission.priority],
         max_runtime_seconds=submission.max_runtime_seconds,
         max_queue_seconds=submission.max_queue_seconds,
         created_at=now,
         available_at=now,
+        hinted_at=now if submission.hint_follows else None,
         queue_deadline_at=now + timedelta(seconds=submission.max_queue_seconds)
         if submission.max_queue_seconds is not None
         else None,
@@ -118,6 +132,6 @@ def cancel(session: Session, job_id: str) -> JobRow:
     return row
 
 
-def mark_hinted(session: Session, job_id: str) -> None:
+def hint_lost(session: Session, job_id: str) -> None:
     row = repository.get(session, job_id, lock=True)
-    row.hinted_at = database_now(session)
+    row.hinted_at = None

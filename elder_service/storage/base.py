@@ -22,11 +22,11 @@ class StoredFile:
 
 
 class Storage(Protocol):
-    def put(self, key: str, source: Path) -> None:
-        """Move the file `source` to `key`, whole or not at all.
+    def put(self, key: str, source: Path, sha256: str) -> None:
+        """Move the file `source`, whose digest is `sha256`, to `key`: whole, or not at all and `source` stays.
 
         Raises:
-            StorageFailed: it could not be written, or what was read back is not what was written.
+            StorageFailed: it could not be written, or what was read back is not what was to be written.
         """
 
     def path(self, key: str) -> Path:

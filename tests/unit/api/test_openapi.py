@@ -127,6 +127,7 @@ def provocations() -> dict[tuple[str, str, int], Provocation]:
         ),
         ("get", ARTIFACT, 422): get("/v1/jobs/{done}/artifacts/model/a.bin"),
         ("get", "/v1/methods", 200): get("/v1/methods"),
+        ("get", "/v1/workers", 200): get("/v1/workers"),
         ("get", "/livez", 200): get("/livez"),
         ("get", "/readyz", 200): get("/readyz"),
     }

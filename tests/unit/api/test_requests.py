@@ -7,8 +7,10 @@ import re
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from elder_service.jobs import service
+from elder_service.jobs import repository, service
 from tests.unit.api.calls import JOB, refuse, submit
 
 LINE = re.compile(r"(\w+) (\S+) (\d+) \d+\.\d{3} s (req_\w+)")
@@ -128,3 +130,18 @@ def test_an_event_number_above_all(client: TestClient, name: str, where: str) ->
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "\xe9"])
 def test_an_idempotency_key_of_other_characters(client: TestClient, key: str) -> None:
     refuse(client, JOB, 422, **{"Idempotency-Key": key.encode("latin-1")})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(OperationalError, 503), (InterfaceError, 503), (PoolTimeout, 503), (ProgrammingError, 500)]
+)
+def test_a_database_that_may_come_back_is_told_from_a_fault(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, error: type[SQLAlchemyError], status: int
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error("SELECT", {}, Exception("the connection is closed")) if error is not PoolTimeout else error("full")
+
+    monkeypatch.setattr(repository, "list_jobs", fails)
+    answer = client.get("/v1/jobs")
+    assert answer.status_code == status
+    assert answer.json()["code"] == ("database_unavailable" if status == 503 else "internal_error")

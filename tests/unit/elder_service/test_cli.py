@@ -36,7 +36,7 @@ def test_another_schema_is_one_sentence(environment: pytest.MonkeyPatch, tmp_pat
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "error [schema_mismatch]: The database is at migration none, this version of the service needs 0001. "
+        "error [schema_mismatch]: The database is at migration none, this version of the service needs 0002. "
         "Run `elder-server migrate` with this version, or start the version that fits the database."
     ]
 

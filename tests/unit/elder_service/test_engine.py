@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import bindparam, select, text
 from sqlalchemy.exc import (
     DataError,
     IntegrityError,
@@ -13,11 +14,13 @@ from sqlalchemy.exc import (
     OperationalError,
     ProgrammingError,
     SQLAlchemyError,
+    StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from elder_service.db import engine as module
 from elder_service.db.engine import is_passing, make_engine
+from elder_service.db.models import Json
 
 
 def test_a_statement_that_hangs_is_cancelled(postgres_database: str) -> None:
@@ -87,3 +90,26 @@ def test_a_refusal_stays_one(error: SQLAlchemyError) -> None:
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
 def test_a_database_that_is_away_comes_back(error: SQLAlchemyError) -> None:
     assert is_passing(error)
+
+
+def test_a_server_that_falls_silent_is_given_up(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took the statement and keeps the connection: nothing but a clock of our own notices."""
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.2)
+    engine = make_engine(postgres_database)
+    with engine.connect() as connection:
+        with pytest.raises(OperationalError, match=r"not answered for 0\.2 s") as caught:
+            connection.execute(text("SELECT pg_sleep(600)"))
+        assert caught.value.connection_invalidated
+    assert is_passing(caught.value)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_json_has_no_nan_on_either_database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}" if kind == "sqlite" else request.getfixturevalue("postgres_database")
+    engine = make_engine(url)
+    with engine.connect() as connection, pytest.raises((ValueError, StatementError), match="not JSON compliant"):
+        connection.execute(select(bindparam("value", {"loss": float("nan")}, Json)))
+    engine.dispose()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import delete, inspect, text
 
-from elder_service.db.engine import make_engine
-from elder_service.db.models import Base
-from elder_service.db.schema import check_head, downgrade, migrate
+from elder_service.db import schema
+from elder_service.db.engine import make_engine, make_sessions
+from elder_service.db.models import Base, JobRow
+from elder_service.db.schema import check_head, downgrade, expected_head, migrate
 from elder_service.errors import SchemaMismatch
+from elder_service.jobs import repository
+from tests.unit.elder_service.conftest import submit
 
 
 def test_migrations_make_what_the_models_say(database_url: str) -> None:
@@ -35,4 +42,32 @@ def test_another_head_is_refused_with_the_way_out(database_url: str) -> None:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SchemaMismatch, match="9999"):
         check_head(engine)
+    engine.dispose()
+
+
+NEXT = """
+from alembic import op
+revision, down_revision, branch_labels, depends_on = "next", {head!r}, None, None
+def upgrade():
+    with op.batch_alter_table("jobs", recreate="always"):
+        pass
+"""
+
+
+def test_a_table_that_is_made_anew_keeps_what_refers_to_its_rows(tmp_path: Path) -> None:
+    """As Alembic alters a table of SQLite: dropping the old one deletes nothing else."""
+    engine = make_engine(f"sqlite:///{tmp_path / 'elder.db'}")
+    migrate(engine)
+    sessions = make_sessions(engine)
+    job_id = submit(sessions)
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "versions" / "next.py").write_text(NEXT.format(head=expected_head()))
+    config = schema._config(engine)
+    own = Path(str(config.get_main_option("script_location"))) / "versions"
+    config.set_main_option("version_locations", os.pathsep.join(map(str, (own, tmp_path / "versions"))))
+    command.upgrade(config, "head")
+    with sessions.begin() as session:
+        assert len(repository.events_after(session, job_id, 0)) == 1
+        session.execute(delete(JobRow))  # and cascades are on again
+        assert repository.events_after(session, job_id, 0) == []
     engine.dispose()

@@ -78,3 +78,9 @@ def test_an_empty_value_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_log_level_may_be_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELDER_LOG_LEVEL", "debug")
     assert load_settings().log_level == "DEBUG"
+
+
+@pytest.mark.parametrize("url", ["redsi://redis:6379/0", "amqp://rabbit", "redis:6379"])
+def test_a_broker_that_nobody_can_reach_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"ELDER_BROKER_URL .* is not supported; use redis://… or rediss://…"):
+        load_settings(broker_url=url)

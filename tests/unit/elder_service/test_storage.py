@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from elder_service.errors import StorageFailed
-from elder_service.storage.local import LocalStorage
+from elder_service.storage import local, publish
+from elder_service.storage.local import LocalStorage, sha256_of
+from tests.faults.faulty_storage import Fault, FaultyStorage
 
 
 @pytest.fixture
@@ -15,7 +19,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 def put(storage: LocalStorage, key: str, source: Path, content: bytes = b"abc") -> None:
     source.write_bytes(content)
-    storage.put(key, source)
+    storage.put(key, source, sha256_of(source))
 
 
 def test_put_moves_the_file(storage: LocalStorage, tmp_path: Path) -> None:
@@ -49,3 +53,80 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StorageFailed, match="Could not store jobs/x"):
         put(LocalStorage(tmp_path / "store"), "jobs/x", tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == b"abc"
+
+
+@pytest.fixture
+def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage is on another file system than the source, so that nothing can be renamed into it."""
+    replace = Path.replace
+
+    def crosses(source: Path, target: Path) -> Path:
+        if source.parent != target.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", crosses)
+
+
+@pytest.mark.usefixtures("other_disk")
+def test_put_copies_to_another_disk(storage: LocalStorage, tmp_path: Path) -> None:
+    put(storage, "jobs/a", tmp_path / "x")
+    assert storage.read("jobs/a") == b"abc"
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("disk", ["one", "another"])
+@pytest.mark.parametrize("fails", ["_flush", "sha256_of"])
+def test_a_put_that_fails_leaves_the_source_and_nothing_else(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
+    disk: str, fails: str,
+) -> None:  # fmt: skip
+    if disk == "another":
+        request.getfixturevalue("other_disk")
+    source = tmp_path / "x"
+    source.write_bytes(b"abc")
+    digest = sha256_of(source)
+
+    def full(_path: Path) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(local, fails, full)
+        with pytest.raises(StorageFailed, match="Could not store jobs/a: No space left on device"):
+            storage.put("jobs/a", source, digest)
+    assert source.read_bytes() == b"abc"
+    assert list((tmp_path / "store" / "jobs").iterdir()) == []
+    storage.put("jobs/a", source, digest)
+    assert storage.read("jobs/a") == b"abc"
+
+
+def test_what_is_not_what_it_should_be_is_not_stored(storage: LocalStorage, tmp_path: Path) -> None:
+    source = tmp_path / "x"
+    source.write_bytes(b"abc")
+    with pytest.raises(StorageFailed, match=r"its sha256 is ba7816bf.* instead of 000"):
+        storage.put("jobs/a", source, "0" * 64)
+    assert source.read_bytes() == b"abc"
+    with pytest.raises(StorageFailed, match="has lost jobs/a"):
+        storage.path("jobs/a")
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_a_storage_that_goes_wrong_is_tried_again_after_a_while(
+    storage: LocalStorage, tmp_path: Path, fault: Fault
+) -> None:
+    source, waited = tmp_path / "x", []
+    source.write_bytes(b"abcdef")
+    faulty = FaultyStorage(storage, fault, times=len(publish.DELAYS_SECONDS))
+    stored = publish.publish(faulty, "jobs/a/model/x", "model/x", "model", source, waited.append)
+    assert storage.read(stored.key) == b"abcdef"
+    assert stored.size_bytes == 6
+    assert waited == ([] if fault is Fault.SLOW else list(publish.DELAYS_SECONDS))
+
+
+def test_a_storage_that_never_comes_back_is_given_up(storage: LocalStorage, tmp_path: Path) -> None:
+    source = tmp_path / "x"
+    source.write_bytes(b"abcdef")
+    faulty = FaultyStorage(storage, Fault.DENIES, times=99)
+    with pytest.raises(StorageFailed, match="Permission denied") as caught:
+        publish.publish(faulty, "jobs/a", "a", "model", source, lambda _: None)
+    assert caught.value.retryable

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -17,17 +18,18 @@ from sqlalchemy.orm import Session
 
 from elder_core.errors import OutOfMemory
 from elder_core.spec import Progress, Stage
-from elder_service.db.engine import SessionFactory, make_engine, make_sessions
+from elder_service.db.engine import SessionFactory
 from elder_service.db.models import JobRow
-from elder_service.db.schema import migrate
 from elder_service.errors import RunnerDied
 from elder_service.jobs import attempts, repository, service
 from elder_service.jobs.attempts import Claim, LeaseLost, Outcome
 from elder_service.jobs.states import Status
 from elder_service.settings import Settings
 from tests.unit.elder_service.conftest import submit
-from worker.attempt import LEASE_MARGIN, POLL_SECONDS, Attempt
-from worker.child import Failure
+from worker import attempt as module
+from worker.attempt import POLL_SECONDS, Attempt
+from worker.child import Failure, Stopped
+from worker.lease import LEASE_MARGIN, LeaseWatch
 from worker.pulse import Pulse, pulse_of
 
 
@@ -47,6 +49,10 @@ class FakeChild:
 
     def kill(self) -> None:
         self.killed = True
+
+    def end(self) -> None:
+        self.killed = True
+        self.theirs.close()
 
     def death(self) -> tuple[RunnerDied, dict[str, object]]:
         return RunnerDied("The job's process was ended by SIGKILL."), {"signal": "SIGKILL", "log_tail": ["last words"]}
@@ -76,7 +82,7 @@ def claimed(sessions: SessionFactory, **overrides: object) -> Claim:
 def attempt(
     settings: Settings, sessions: SessionFactory, held: Claim, pulse: Pulse, draining: threading.Event | None = None
 ) -> Attempt:
-    return Attempt(settings, sessions, held, draining or threading.Event(), pulse)
+    return Attempt(settings, sessions, held, draining or threading.Event(), pulse, time.monotonic())
 
 
 def job(sessions: SessionFactory, held: Claim) -> JobRow:
@@ -141,29 +147,62 @@ def test_a_fault_of_the_worker_ends_the_attempt_at_once(
     assert child.killed
 
 
-def test_a_result_that_the_database_refuses_fails_the_job(
-    settings: Settings, postgres_database: str, pulse: Pulse, child: FakeChild
+def test_a_result_that_is_no_number_fails_the_job_on_both_databases(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild
 ) -> None:
-    """PostgreSQL keeps no NaN in JSON, however often it is asked."""
-    engine = make_engine(postgres_database)
-    migrate(engine)
-    sessions = make_sessions(engine)
     held = claimed(sessions)
-    child.theirs.send(Outcome(result={"perplexity_after": float("nan")}))
+    child.theirs.send(Outcome(result={"layers_after": 3, "perplexity_after": float("nan")}))
     assert not attempt(settings, sessions, held, pulse).run(lambda: child)
     row = job(sessions, held)
-    engine.dispose()
+    assert row.status == Status.FAILED
+    assert row.error is not None
+    assert (row.error["code"], row.error["retryable"]) == ("result_not_finite", False)
+    assert "perplexity_after is nan" in row.error["message"]
+    assert "layers_after" not in row.error["message"]
+
+
+def test_a_result_that_the_database_refuses_fails_the_job(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild
+) -> None:
+    """Neither keeps NaN in JSON, however often it is asked."""
+    held = claimed(sessions)
+    child.theirs.send(Outcome(result={"nested": [float("nan")]}))
+    assert not attempt(settings, sessions, held, pulse).run(lambda: child)
+    row = job(sessions, held)
     assert row.status == Status.FAILED
     assert row.error is not None
     assert row.error["code"] == "internal_error"
-    assert "DataError" in row.error["message"]
+    assert "JSON" in row.error["message"]
     assert "UPDATE" not in row.error["message"]
+
+
+def test_a_process_that_heard_the_stop_of_the_whole_service_first_is_drained(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild
+) -> None:
+    held = claimed(sessions, max_attempts=1)
+    draining = threading.Event()
+    child.theirs.send(Stopped())
+    threading.Timer(0.05, draining.set).start()
+    assert not attempt(settings, sessions, held, pulse, draining).run(lambda: child)
+    row = job(sessions, held)
+    assert (row.status, row.failures) == (Status.QUEUED, 0)
+
+
+def test_a_process_that_somebody_else_stopped_is_tried_again(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DRAIN_NOTICE_SECONDS", 0.01)
+    held = claimed(sessions)
+    child.theirs.send(Stopped())
+    assert not attempt(settings, sessions, held, pulse).run(lambda: child)
+    row = job(sessions, held)
+    assert (row.status, row.failures) == (Status.QUEUED, 1)
 
 
 def test_what_a_process_says_need_not_be_fit_for_the_database(
     settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild
 ) -> None:
-    held = claimed(sessions)
+    held = claimed(sessions, max_attempts=1)
     child.theirs.send(Progress(stage=Stage.SELECTING, step=1, total=2, metrics={"loss": float("nan"), "rate": 0.5}))
     child.theirs.send(Failure(OutOfMemory("file \udc80 holds \0.")))
     assert not attempt(settings, sessions, held, pulse).run(lambda: child)
@@ -215,6 +254,34 @@ def test_the_process_is_gone_before_the_lease_is(
         attempt(short, sessions, held, pulse).run(lambda: child)
     assert child.killed
     assert job(sessions, held).status == Status.RUNNING
+
+
+def test_the_process_is_gone_before_the_lease_is_though_the_database_hangs(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def hangs(*_: object) -> None:
+        assert ended.wait(30), "nobody ended the process while the call hung"
+        raise OperationalError("UPDATE jobs", {}, Exception("no answer"))
+
+    monkeypatch.setattr(attempts, "renew", hangs)
+    monkeypatch.setattr(child, "end", ended.set)
+    held = claimed(sessions)
+    short = settings.model_copy(update={"lease_seconds": 0.5, "heartbeat_seconds": 0.1})
+    with pytest.raises(LeaseLost):
+        attempt(short, sessions, held, pulse).run(lambda: child)
+    assert job(sessions, held).status == Status.RUNNING
+
+
+def test_a_lease_counts_from_before_the_renewal_was_sent() -> None:
+    now = time.monotonic()
+    watch = LeaseWatch(10, claimed_at=now - 10)
+    assert watch.over()
+    watch.extend(now - 7)
+    assert not watch.over()
+    watch.extend(now - 8.5)  # 80 % of it is used
+    assert watch.over()
 
 
 def test_cancel_stops_the_process_with_the_grace_that_is_set(

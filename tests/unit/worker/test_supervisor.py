@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from elder_service.db.engine import SessionFactory
 from elder_service.jobs import attempts, repository
+from elder_service.jobs.hardware import Capacity, Device
 from elder_service.jobs.states import Status
 from elder_service.settings import Settings
 from elder_service.storage.local import LocalStorage
@@ -20,6 +21,8 @@ from worker.app import Repeat
 from worker.child import Assignment
 from worker.pulse import Pulse, pulse_of
 from worker.supervisor import Supervisor
+
+CAPACITY = Capacity(Device.CPU, 8 * 10**9)
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def supervisor(
         raise ConnectionRefusedError("the fork server is gone")
 
     monkeypatch.setattr(module, "Child", no_process)
-    made = Supervisor(settings, sessions, LocalStorage(settings.artifacts_dir), fork_server, pulse)
+    made = Supervisor(settings, sessions, LocalStorage(settings.artifacts_dir), fork_server, pulse, CAPACITY)
     made.warm_up()
     return made
 
@@ -74,7 +77,7 @@ def test_nothing_is_claimed_before_torch_is_loaded(
     settings: Settings, sessions: SessionFactory, pulse: Pulse, fork_server: FakeForkServer
 ) -> None:
     job_id = submit(sessions)
-    cold = Supervisor(settings, sessions, LocalStorage(settings.artifacts_dir), fork_server, pulse)
+    cold = Supervisor(settings, sessions, LocalStorage(settings.artifacts_dir), fork_server, pulse, CAPACITY)
     assert cold.run_available() == 0
     with sessions.begin() as session:
         assert repository.get(session, job_id).status == Status.QUEUED
@@ -103,6 +106,25 @@ def test_after_an_attempt_that_failed_torch_is_loaded_before_the_next_claim(
     assert fork_server.warmed_up == 3  # at first, and after each of the two
     assert supervisor.run_available() == 0
     assert fork_server.warmed_up == 3
+
+
+def test_a_hint_that_comes_just_after_the_last_look_is_not_lost(
+    supervisor: Supervisor, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    look = supervisor._run_next
+
+    def look_and_be_told() -> bool:
+        found = look()
+        looks.append(len(looks))
+        if len(looks) == 1:
+            submit(sessions, max_attempts=1)
+            assert supervisor.run_available() == 0  # a hint, in another thread: the slot is taken
+        return found
+
+    monkeypatch.setattr(supervisor, "_run_next", look_and_be_told)
+    assert supervisor.run_available() == 1
+    assert len(looks) == 3
 
 
 def test_a_failed_start_is_written_and_leaves_no_scratch(

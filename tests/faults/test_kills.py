@@ -1,0 +1,62 @@
+"""kill -9 of a job's process, of its supervisor, and of both at once, at every boundary of an attempt."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+from _pytest.mark import ParameterSet
+
+from tests.faults import invariants
+from tests.faults.cluster import Cluster
+from tests.faults.script import Script
+
+IN_THE_JOB = ("selecting", "mid-upload", "uploaded")
+IN_THE_SUPERVISOR = ("claimed", "before-last-update", "after-last-update")
+
+
+def strike(cluster: Cluster, point: str, victim: str) -> None:
+    """Kill the victim while the attempt stands at `point`, then let whatever is left go on."""
+    held = cluster.reached(point)
+    worker = next(worker for worker in cluster.workers if worker.is_running())
+    everything = [worker, *worker.children(recursive=True)]
+    victims = {"runner": [held], "supervisor": [worker], "group": everything}[victim]
+    for process in victims:
+        process.kill()
+    psutil.wait_procs(victims, timeout=10)
+    cluster.gates.open(point)
+
+
+SHORT = {("mid-upload", "group"), ("before-last-update", "supervisor")}
+
+
+def blows(points: tuple[str, ...], victims: tuple[str, ...]) -> list[ParameterSet]:
+    return [
+        pytest.param(point, victim, marks=() if (point, victim) in SHORT else pytest.mark.faults)
+        for point in points
+        for victim in victims
+    ]
+
+
+@pytest.mark.parametrize(("point", "victim"), blows(IN_THE_JOB, ("runner", "supervisor", "group")))
+def test_killed_within_the_job(either: Cluster, point: str, victim: str) -> None:
+    either.worker()
+    either.gates.hold(point)
+    job_id = either.submit()
+    strike(either, point, victim)
+    if victim != "runner":
+        either.worker()
+    assert (either.ended(job_id).status, either.job(job_id).attempt) == ("succeeded", 2)
+    assert either.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started", "job.succeeded"]
+    assert invariants.check(either) == {"succeeded": 1}
+
+
+@pytest.mark.parametrize(("point", "victim"), blows(IN_THE_SUPERVISOR, ("supervisor", "group")))
+def test_killed_within_the_supervisor(either: Cluster, point: str, victim: str) -> None:
+    either.worker()
+    either.gates.hold(point)
+    job_id = either.submit(Script())
+    strike(either, point, victim)
+    either.worker()
+    attempts = 1 if point == "after-last-update" else 2
+    assert (either.ended(job_id).status, either.job(job_id).attempt) == ("succeeded", attempts)
+    assert invariants.check(either) == {"succeeded": 1}
