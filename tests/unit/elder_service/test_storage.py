@@ -76,7 +76,7 @@ def test_put_copies_to_another_disk(storage: LocalStorage, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("disk", ["one", "another"])
-@pytest.mark.parametrize("fails", ["_flush", "sha256_of"])
+@pytest.mark.parametrize("fails", ["sync", "sha256_of"])
 def test_a_put_that_fails_leaves_the_source_and_nothing_else(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
     disk: str, fails: str,
