@@ -165,8 +165,9 @@ def _check_loading(loading: dict[str, Any], info: CheckpointInfo) -> None:
 
 
 def _check_finite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        check_finite(name, parameter.detach())
+    for name, tensor in model.state_dict().items():  # saved buffers, such as a router's correction, count as well
+        if tensor.is_floating_point():
+            check_finite(name, tensor)
 
 
 def check_finite(name: str, numbers: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from elder_core import confined
 from elder_core.architectures import table
-from elder_core.architectures.rules import Settings
+from elder_core.architectures.rules import Inexpressible, Settings
 from elder_core.errors import (
     AdapterOnly,
     ConfigMismatch,
@@ -39,6 +39,8 @@ MERGE = (
     "Merge it into its model first (peft: merge_and_unload, then save_pretrained) and give the folder that this writes."
 )
 MAX_LAYERS = 10_000  # far above any model; a count beyond it is damage, not a model
+MAX_NUMBER = 2**32
+COUNTS_LAYERS = re.compile(r"^(num_\w*layers|n_layers?|depth)$")
 LONGEST_DEFAULT = 2048  # tokens a sequence where nothing else is asked for
 BEGINNING_BYTES = 1 << 20  # as much of a text as is looked at before a job is taken
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte")  # what token embeddings are called
@@ -165,7 +167,7 @@ def inspect_config(settings: Settings) -> ConfigFacts:
     """
     row = table.find_for(settings)
     for field_name in ("quantization_config", "compression_config"):
-        if settings.get(field_name):
+        if settings.get(field_name) or table.text_settings(row, settings).get(field_name):
             raise QuantizedCheckpoint(
                 f"The config has a {field_name}: this checkpoint is quantised. Give the model that it was made from, "
                 "in float32, bfloat16 or float16, and quantise the pruned result.",
@@ -173,15 +175,17 @@ def inspect_config(settings: Settings) -> ConfigFacts:
             )
     table.check_settings(row, settings)
     _check_class(row, settings)
-    settings = row.completed(table.text_settings(row, settings))
+    whole, settings = settings, row.completed(table.text_settings(row, settings))
     table.check_settings(row, settings)
     layers = _whole_number(settings, row.count, MAX_LAYERS)
+    _check_numbers(whole)
     for field_name in row.per_layer:
         entries = settings.get(field_name)
         if isinstance(entries, list) and len(entries) != layers:
             raise ConfigMismatch(
                 f"The config has {layers} layers ({row.count}), but {len(entries)} entries in {field_name}.", loc=MODEL
             )
+    _check_rules(row, settings, layers)
     return ConfigFacts(
         row=row,
         layers=layers,
@@ -366,11 +370,39 @@ def _roots(kind: str, builtin_root: Path, local_roots: tuple[Path, ...]) -> tupl
 
 
 def _check_class(row: table.Architecture, settings: Settings) -> None:
+    """The class as transformers calls it or, in any case, as the model's first authors did: MPTForCausalLM."""
     classes = settings.get("architectures") or [row.model_class]
-    if not isinstance(classes, list) or row.model_class not in classes:
+    known = {row.model_class.lower(), f"{row.model_type}ForCausalLM".lower()}
+    if not isinstance(classes, list) or known.isdisjoint(str(name).lower() for name in classes):
         raise UnsupportedArchitecture(
             f"The checkpoint holds {classes}, not a language model; give a {row.model_class}.", loc=MODEL
         )
+
+
+def _check_numbers(settings: Settings, where: str = "") -> None:
+    """Refuse a number, in the config or a part of it, by which something absurdly large would be built."""
+    for name, value in settings.items():
+        for found in value if isinstance(value, list) else [value]:
+            if isinstance(found, dict):
+                _check_numbers(found, f"{where}{name}.")
+            limit = MAX_LAYERS if COUNTS_LAYERS.search(name) else MAX_NUMBER
+            if isinstance(found, int) and abs(found) > limit:
+                raise ConfigMismatch(f"The config's {where}{name} is {found}; expected {limit} at most.", loc=MODEL)
+
+
+def _check_rules(row: table.Architecture, settings: Settings, layers: int) -> None:
+    """Refuse settings of the rules by index that say nothing; one that is left out is asked of the loaded config."""
+    for rule in row.rules:
+        try:
+            rule.after(settings, range(layers), layers)
+        except (KeyError, Inexpressible):
+            continue
+        except (AssertionError, AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
+            found = ", ".join(f"{name} {str(settings.get(name))[:80]}" for name in rule.names)
+            raise ConfigMismatch(
+                f"The config says which of its {layers} layers are of which kind by {found}, which cannot be read.",
+                loc=MODEL,
+            ) from None
 
 
 def _whole_number(settings: Settings, name: str, limit: int) -> int:

@@ -137,6 +137,8 @@ class Runs(OneSetting):
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         runs = settings[self.name]
         assert isinstance(runs, list | tuple)
+        if sum(times * len(run) for run, times in runs) != count:  # before as many are made
+            raise ValueError(f"{self.name} has no {count} entries")
         entries = list(chain.from_iterable(list(run) * times for run, times in runs))
         return {self.name: [[[entries[old] for old in kept], 1]]}
 

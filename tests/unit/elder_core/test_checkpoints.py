@@ -164,6 +164,17 @@ class TestLoad:
             self.load(checkpoint)
         assert caught.value.loc == ("model", "id")
 
+    def test_buffers_that_are_no_numbers(self, make_tiny, tiny_tokenizer, tmp_path):
+        make_tiny("deepseek_v3").save_pretrained(tmp_path)
+        tiny_tokenizer.save_pretrained(tmp_path)
+
+        def spoil(tensors):
+            next(tensors[name] for name in tensors if name.endswith("e_score_correction_bias")).fill_(float("nan"))
+
+        self.edit_weights(tmp_path, spoil)
+        with pytest.raises(NonFiniteWeights, match="e_score_correction_bias holds"):
+            self.load(tmp_path)
+
     def test_tensor_of_another_shape(self, checkpoint):
         self.edit_weights(checkpoint, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(33)}))
         with pytest.raises(ConfigMismatch, match=r"1 mismatched keys.*model\.norm\.weight"):

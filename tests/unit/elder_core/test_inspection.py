@@ -196,6 +196,53 @@ class TestInspectCheckpoint:
         with pytest.raises(UnsupportedArchitecture, match="give a LlamaForCausalLM"):
             inspection.inspect_checkpoint(checkpoint)
 
+    @pytest.mark.parametrize(
+        ("model_type", "name"),
+        [("mpt", "MPTForCausalLM"), ("phimoe", "PhiMoEForCausalLM"), ("internlm3", "InternLM3ForCausalLM")],
+    )
+    def test_the_class_as_its_first_authors_call_it(self, model_type, name):
+        assert (
+            inspection.inspect_config({"model_type": model_type, "architectures": [name]}).row.model_type == model_type
+        )
+
+    @pytest.mark.parametrize(
+        ("settings", "named"),
+        [
+            ({"model_type": "llama", "head_dim": 10**13}, "head_dim"),
+            ({"model_type": "gpt_neo", "num_layers": 3, "attention_types": [[["global"], 10**12]]}, "attention_types"),
+            (
+                {"model_type": "llava", "vision_config": {"num_hidden_layers": 10**12}},
+                r"vision_config\.num_hidden_layers",
+            ),
+            ({"model_type": "qwen2_vl", "vision_config": {"depth": 10**12}}, r"vision_config\.depth"),
+        ],
+    )
+    def test_absurd_numbers_elsewhere(self, settings, named):
+        """Refused without building as much as they say."""
+        with pytest.raises(ConfigMismatch, match=named):
+            inspection.inspect_config(settings)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"model_type": "qwen3_moe", "decoder_sparse_step": "2"},
+            {"model_type": "qwen3_moe", "mlp_only_layers": "2"},
+            {"model_type": "jamba", "attn_layer_period": 0, "attn_layer_offset": 0},
+            {
+                "model_type": "ernie4_5_moe",
+                "moe_layer_interval": 0,
+                "moe_layer_start_index": 1,
+                "moe_layer_end_index": -1,
+            },
+            {"model_type": "recurrent_gemma", "block_types": []},
+            {"model_type": "gpt_neo", "num_layers": 3, "attention_types": [[["global"], "x"]]},
+        ],
+        ids=lambda settings: settings["model_type"],
+    )
+    def test_rules_by_index_that_say_nothing(self, settings):
+        with pytest.raises(ConfigMismatch, match="cannot be read"):
+            inspection.inspect_config(settings)
+
     @pytest.mark.parametrize("count", [0, -1, 10**12, "6", 6.0, True, None])
     def test_absurd_layer_count(self, checkpoint, count):
         edit_config(checkpoint, num_hidden_layers=count)
