@@ -36,7 +36,9 @@ TOKENIZER_PATTERNS = (
 )
 PROCESSOR_PATTERNS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 TEXT_PATTERNS = ("generation_config.json", "README.md", "LICENSE*", "NOTICE*")
-WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
+# The index names its shards; these are the ways in which repositories call them.
+SHARD_PATTERNS = ("model*-*-of-*.safetensors", "pytorch_model*-*-of-*.safetensors")
+WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, *SHARD_PATTERNS)
 NEVER = ("*/*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl")  # also nothing from sub-folders
 TRY_AGAIN = frozenset({408, 429})
 

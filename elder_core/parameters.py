@@ -155,25 +155,23 @@ class ElderParameters(TrainingParameters):
         description="Layers chosen after each round of learning; 1 is the paper's iterative selection, null chooses "
         "all in one round, and then searches.",
     )
-    search_samples: int | None = Field(
-        default=None,
+    search_samples: int = Field(
+        default=16,
         ge=0,
         le=1_000_000,
         description="Sequences on which chosen layers are exchanged for others while the set's score falls; 0: never. "
-        "Null takes 16 by recovery and 8 by loss. By recovery their hidden states of all layers are in memory at once, "
-        "by loss their logits.",
+        "By recovery their hidden states of all layers are in memory at once, by loss their logits.",
     )
     search_score: SearchScore | None = Field(
         default=None,
         description="What a set is judged by: loss, right after removal, or recovery, what linear maps in the gaps "
         "cannot make up for. Null takes recovery where training follows and loss where nothing does.",
     )
-    search_border: int | None = Field(
-        default=None,
+    search_border: int = Field(
+        default=8,
         ge=1,
         le=10_000,
-        description="Layers that the search may exchange: so many of the last chosen, and of the first kept. Null "
-        "takes 8 by recovery, which looks further from the learnt weights, and 5 by loss.",
+        description="Layers that the search may exchange: so many of the last chosen, and of the first kept.",
     )
     search_batch_size: int = Field(
         default=4, ge=1, le=1024, description="Sequences in one forward pass of the search by loss."
@@ -206,18 +204,6 @@ class ElderParameters(TrainingParameters):
         if self.search_score is not None:
             return self.search_score
         return SearchScore.RECOVERY if self.trains else SearchScore.LOSS
-
-    @property
-    def search_samples_or_default(self) -> int:
-        if self.search_samples is not None:
-            return self.search_samples
-        return 16 if self.search_score_or_default is SearchScore.RECOVERY else 8
-
-    @property
-    def search_border_or_default(self) -> int:
-        if self.search_border is not None:
-            return self.search_border
-        return 8 if self.search_score_or_default is SearchScore.RECOVERY else 5
 
     default_tokens: ClassVar[int] = 250_000
     tokens: int | None = Field(

@@ -32,7 +32,7 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
         Cancelled: the caller ended the run.
     """
     chosen = frozenset(ranked[:count])
-    if not parameters.search_samples_or_default or not parameters.search_width:
+    if not parameters.search_samples or not parameters.search_width:
         return chosen
     scores = _SCORES[parameters.search_score_or_default](context, parameters)
     for _ in range(MOST_EXCHANGES):
@@ -46,7 +46,7 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
 
 def _exchanged(chosen: Layers, ranked: Sequence[int], parameters: ElderParameters, scores: _Scores) -> Layers | None:
     """`chosen` with one layer exchanged for a lower score; None if none of those tried has one."""
-    border = parameters.search_border_or_default
+    border = parameters.search_border
     last_chosen = [layer for layer in ranked if layer in chosen][-border:]
     first_kept = [layer for layer in ranked if layer not in chosen][:border]
     returns = scores.ascending(chosen, [chosen - {layer} for layer in last_chosen])
@@ -67,7 +67,7 @@ class _Scores(ABC):
         self._page = context.monitor.page("scores")
         if self._page.recalled is not None:
             self.known = {frozenset(layers): score for layers, score in self._page.recalled.facts["known"]}
-        self._windows = context.windows[-parameters.search_samples_or_default :]
+        self._windows = context.windows[-parameters.search_samples :]
 
     def ascending(self, base: Layers, sets: Sequence[Layers]) -> list[Layers]:
         """`sets` by score; what they share with `base` at the beginning of the model is computed once.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from elder_core import checkpoints, pipeline
 from elder_core.errors import (
@@ -122,6 +123,24 @@ def test_a_revision_becomes_a_commit(hub, sources, revision, tiny_checkpoint):
     assert found.revision == COMMIT
     assert found.info.layers == 6
     assert (found.path / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "stem", ["model-{}.safetensors", "model.safetensors-{}.safetensors", "pytorch_model-{}.safetensors"]
+)
+def test_shards_of_any_usual_name_are_downloaded(hub, sources, stem):
+    weights = load_file(hub.folder / "model.safetensors")
+    (hub.folder / "model.safetensors").unlink()
+    shards = {stem.format(f"0000{number}-of-00002"): {} for number in (1, 2)}
+    for place, (name, tensor) in enumerate(weights.items()):
+        list(shards.values())[place % 2][name] = tensor
+    for file, tensors in shards.items():
+        save_file(tensors, hub.folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, tensors in shards.items() for name in tensors}}
+    (hub.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    assert resolve(sources).info.layers == 6
+    assert set(shards) <= downloaded(sources)
 
 
 def test_layers_are_cut_from_what_was_downloaded(hub, sources, tmp_path):
