@@ -18,7 +18,6 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from elder_core import pipeline
-from elder_core.evaluation.environment import environment
 from elder_core.inspection import Sources
 from elder_core.journal import SECONDS, Folder, Journal
 from elder_core.spec import Environment, JobSpec, ModelRef
@@ -63,7 +62,7 @@ def main() -> int:
     result = Result(
         command=shlex.join(["python", "benchmarks/journal.py", *sys.argv[1:]]),
         created_at=datetime.now(UTC),
-        environment=environment(report.environment.device.split(" ")[0]),
+        environment=report.environment,
         spec=spec,
         interval_seconds=options.interval,
         run_seconds=seconds,

@@ -25,11 +25,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from elder_core.disk import sync
+from elder_core.disk import file_sha256, sync
 from elder_core.errors import ConfigMismatch, InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
 from elder_core.hub import PROCESSOR_PATTERNS, TOKENIZER_PATTERNS, fetch
 from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
-from elder_core.manifest import Provenance, file_sha256, verify, write_manifest
+from elder_core.manifest import Provenance, verify, write_manifest
 from elder_core.model_card import CARD_FILE, model_card
 from elder_core.spec import ModelRef, Precision
 from elder_core.surgery import row_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from elder_core.disk import file_sha256
 from elder_core.errors import InvalidCheckpoint
 from elder_core.parameters import Strict
 from elder_core.spec import JobSpec, LayerReport, ModelSummary
@@ -68,12 +68,6 @@ class Provenance:
     @property
     def layer_map(self) -> dict[int, int]:
         return {layer.index: layer.new_index for layer in self.layers if layer.new_index is not None}
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file of any size, in constant memory."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, provenance: Provenance, known: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from api.dependencies import Services
 from api.main import create_app
+from elder_core.disk import file_sha256
 from elder_core.reports.write import write as write_report
 from elder_core.spec import JobSpec, ModelRef, Progress, Stage
 from elder_service.db.schema import migrate
@@ -24,7 +25,6 @@ from elder_service.jobs.attempts import Claim, Outcome
 from elder_service.jobs.service import Submission
 from elder_service.settings import Settings
 from elder_service.storage.base import StoredFile, attempt_prefix
-from elder_service.storage.local import sha256_of
 from tests.servers import free_port
 from tests.unit.elder_core.test_reports import report as sample_report
 
@@ -91,7 +91,7 @@ class Site:
         content = path.read_bytes()
         name = f"model/{path.name}" if kind == "model" else path.name
         key = f"{attempt_prefix(held.job_id, held.attempt)}/{name}"
-        self.services.storage.put(key, path, sha256_of(path))
+        self.services.storage.put(key, path, file_sha256(path))
         digest = hashlib.sha256(content).hexdigest()
         return StoredFile(name, kind, key, len(content), digest)  # type: ignore[arg-type]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from elder_core.disk import file_sha256
 from elder_service.errors import StorageFailed
 from elder_service.storage.base import Storage
-from elder_service.storage.local import sha256_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StoredPages:
         self.scratch.mkdir(parents=True, exist_ok=True)
         try:
             write(made)
-            self.storage.put(f"{self.prefix}/{name}", made, sha256_of(made))
+            self.storage.put(f"{self.prefix}/{name}", made, file_sha256(made))
         finally:
             made.unlink(missing_ok=True)
 

@@ -227,8 +227,8 @@ def has_artifacts_below(session: Session, job_id: str, prefix: str) -> bool:
 
 def is_over(session: Session, job_id: str) -> bool:
     """Whether the job needs nothing more from any attempt: it has ended, or there is none of that id."""
-    open_job = select(JobRow.id).where(JobRow.id == job_id, JobRow.status.in_((Status.QUEUED, *ACTIVE)))
-    return session.scalars(open_job).one_or_none() is None
+    status = session.scalars(select(JobRow.status).where(JobRow.id == job_id)).one_or_none()
+    return status is None or Status(status).ended
 
 
 def idempotency(session: Session, key: str, since: datetime) -> IdempotencyRow | None:

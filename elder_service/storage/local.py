@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from elder_core.disk import sync
+from elder_core.disk import file_sha256, sync
 from elder_service.errors import StorageFailed
 
 
@@ -25,7 +24,7 @@ class LocalStorage:
             with _restored(source, partial):
                 _bring(source, partial)
                 sync(partial)
-                if (found := sha256_of(partial)) != sha256:
+                if (found := file_sha256(partial)) != sha256:
                     raise StorageFailed(f"Could not store {key}: its sha256 is {found} there, instead of {sha256}.")
                 partial.replace(target)
             source.unlink(missing_ok=True)
@@ -65,11 +64,6 @@ def folders_in(folder: Path) -> list[Path]:
         return sorted(entry for entry in folder.iterdir() if entry.is_dir())
     except FileNotFoundError:
         return []
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bring(source: Path, partial: Path) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from elder_core.disk import file_sha256
 from elder_service.errors import StorageFailed
 from elder_service.storage.base import Storage, StoredFile
-from elder_service.storage.local import sha256_of
 
 # Between tries. What lasts longer ends the attempt, and the job is tried again as a whole.
 DELAYS_SECONDS = (0.2, 1.0, 3.0)
@@ -25,7 +25,7 @@ def publish(
     Raises:
         StorageFailed: of the last try.
     """
-    size_bytes, digest = path.stat().st_size, sha256_of(path)
+    size_bytes, digest = path.stat().st_size, file_sha256(path)
     for delay in DELAYS_SECONDS:
         try:
             storage.put(key, path, digest)

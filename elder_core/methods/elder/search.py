@@ -46,9 +46,8 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
 
 def _exchanged(chosen: Layers, ranked: Sequence[int], parameters: ElderParameters, scores: _Scores) -> Layers | None:
     """`chosen` with one layer exchanged for a lower score; None if none of those tried has one."""
-    border = parameters.search_border
-    last_chosen = [layer for layer in ranked if layer in chosen][-border:]
-    first_kept = [layer for layer in ranked if layer not in chosen][:border]
+    last_chosen = [layer for layer in ranked if layer in chosen][-parameters.search_border :]
+    first_kept = [layer for layer in ranked if layer not in chosen][: parameters.search_border]
     returns = scores.ascending(chosen, [chosen - {layer} for layer in last_chosen])
     for returned in returns[: parameters.search_width]:
         taken = [returned | {layer} for layer in first_kept]

@@ -8,10 +8,10 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from api.dependencies import Services
+from elder_core.disk import file_sha256
 from elder_service.jobs import attempts
 from elder_service.jobs.attempts import Outcome
 from elder_service.storage.base import StoredFile
-from elder_service.storage.local import sha256_of
 
 JOB: dict[str, Any] = {"model": {"id": "builtin:manuals-16l"}, "ratio": 0.25}
 RESULT = {
@@ -51,7 +51,7 @@ def finish(services: Services, tmp_path: Path, files: dict[str, bytes]) -> str:
         for name, content in files.items():
             key = f"jobs/{held.job_id}/attempt-1/{name}"
             (tmp_path / "file").write_bytes(content)
-            services.storage.put(key, tmp_path / "file", sha256_of(tmp_path / "file"))
+            services.storage.put(key, tmp_path / "file", file_sha256(tmp_path / "file"))
             kind = "report" if name.startswith("report") else "model"
             stored.append(StoredFile(name, kind, key, len(content), "a" * 64))  # type: ignore[arg-type]
         attempts.succeed(session, held, Outcome(result=RESULT, files=tuple(stored)))

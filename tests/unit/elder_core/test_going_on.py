@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from elder_core import pipeline
+from elder_core.disk import file_sha256
 from elder_core.errors import Cancelled
 from elder_core.inspection import Sources
 from elder_core.journal import Folder, Journal
-from elder_core.manifest import file_sha256
 from elder_core.methods import training
 from elder_core.parameters import (
     ElderParameters,
@@ -27,8 +27,8 @@ from elder_core.parameters import (
     UidlParameters,
     Weights,
 )
-from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage, Target
-from tests.unit.elder_core.test_pipeline import write_text
+from elder_core.spec import JobSpec, Progress, Report, Stage, Target
+from tests.unit.elder_core.test_pipeline import quick_spec
 
 SHORT = {"updates": 6, "batch_size": 2}
 SCORED = {"scoring_samples": 4, "scoring_batch_size": 1}
@@ -50,15 +50,7 @@ METHODS: dict[str, MethodParameters] = {
 
 @pytest.fixture
 def spec(tiny_checkpoint: Path, tmp_path: Path) -> JobSpec:
-    return JobSpec(
-        model=ModelRef(id=str(tiny_checkpoint)),
-        method=QUICK,
-        layers_to_remove=2,
-        calibration=CalibrationSpec(source=str(write_text(tmp_path / "calibration.txt", 0)), sequence_length=16),
-        evaluation=EvaluationSpec(
-            source=str(write_text(tmp_path / "test.txt", 1)), samples=6, speed=False, generation=False
-        ),
-    )
+    return quick_spec(tiny_checkpoint, tmp_path, QUICK, samples=6)
 
 
 class Run:

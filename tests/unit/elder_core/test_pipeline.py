@@ -29,7 +29,7 @@ from elder_core.errors import (
     TextTooShort,
 )
 from elder_core.inspection import Sources
-from elder_core.parameters import CutParameters, ElderParameters, ShortGptParameters
+from elder_core.parameters import CutParameters, ElderParameters, MethodParameters, ShortGptParameters
 from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage, Target
 
 SOURCES = Sources(allow_paths=True)
@@ -42,18 +42,22 @@ def write_text(path: Path, seed: int, *, length: int = 1_000) -> Path:
     return path
 
 
-@pytest.fixture
-def spec(tiny_checkpoint: Path, tmp_path: Path) -> JobSpec:
-    """Two of six layers, quick, without speed and generation."""
+def quick_spec(checkpoint: Path, folder: Path, method: MethodParameters = QUICK, *, samples: int = 4) -> JobSpec:
+    """Two of six layers, quick, without speed and generation; its texts are written to `folder`."""
     return JobSpec(
-        model=ModelRef(id=str(tiny_checkpoint)),
-        method=QUICK,
+        model=ModelRef(id=str(checkpoint)),
+        method=method,
         layers_to_remove=2,
-        calibration=CalibrationSpec(source=str(write_text(tmp_path / "calibration.txt", 0)), sequence_length=16),
+        calibration=CalibrationSpec(source=str(write_text(folder / "calibration.txt", 0)), sequence_length=16),
         evaluation=EvaluationSpec(
-            source=str(write_text(tmp_path / "test.txt", 1)), samples=4, speed=False, generation=False
+            source=str(write_text(folder / "test.txt", 1)), samples=samples, speed=False, generation=False
         ),
     )
+
+
+@pytest.fixture
+def spec(tiny_checkpoint: Path, tmp_path: Path) -> JobSpec:
+    return quick_spec(tiny_checkpoint, tmp_path)
 
 
 def run(spec: JobSpec, folder: Path, **arguments: object) -> Report:

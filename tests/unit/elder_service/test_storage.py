@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from elder_core.disk import file_sha256
 from elder_service.errors import StorageFailed
 from elder_service.storage import local, publish
-from elder_service.storage.local import LocalStorage, sha256_of
+from elder_service.storage.local import LocalStorage
 from tests.faults.faulty_storage import Fault, FaultyStorage
 
 
@@ -19,7 +20,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 def put(storage: LocalStorage, key: str, source: Path, content: bytes = b"abc") -> None:
     source.write_bytes(content)
-    storage.put(key, source, sha256_of(source))
+    storage.put(key, source, file_sha256(source))
 
 
 def test_put_moves_the_file(storage: LocalStorage, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_put_copies_to_another_disk(storage: LocalStorage, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("disk", ["one", "another"])
-@pytest.mark.parametrize("fails", ["sync", "sha256_of"])
+@pytest.mark.parametrize("fails", ["sync", "file_sha256"])
 def test_a_put_that_fails_leaves_the_source_and_nothing_else(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
     disk: str, fails: str,
@@ -85,7 +86,7 @@ def test_a_put_that_fails_leaves_the_source_and_nothing_else(
         request.getfixturevalue("other_disk")
     source = tmp_path / "x"
     source.write_bytes(b"abc")
-    digest = sha256_of(source)
+    digest = file_sha256(source)
 
     def full(_path: Path) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

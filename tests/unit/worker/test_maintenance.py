@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import event
 
+from elder_core.disk import file_sha256
 from elder_service import queue
 from elder_service.db.engine import SessionFactory, make_engine, make_sessions
 from elder_service.db.schema import migrate
@@ -17,7 +18,7 @@ from elder_service.jobs import attempts
 from elder_service.jobs.attempts import Claim, Outcome
 from elder_service.settings import Settings
 from elder_service.storage.base import StoredFile, attempt_of, attempt_prefix, journal_prefix
-from elder_service.storage.local import LocalStorage, sha256_of
+from elder_service.storage.local import LocalStorage
 from tests.unit.elder_service.conftest import submit
 from worker.maintenance import Maintenance
 
@@ -45,7 +46,7 @@ def write_file(storage: LocalStorage, settings: Settings, held: Claim) -> Stored
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_bytes(b"abc")
     key = f"{attempt_prefix(held.job_id, held.attempt)}/model/x"
-    storage.put(key, source, sha256_of(source))
+    storage.put(key, source, file_sha256(source))
     return StoredFile("model/x", "model", key, 3, "f" * 64)
 
 
@@ -94,7 +95,7 @@ def test_a_journal_goes_when_its_job_has_ended(
     for prefix in prefixes:
         page = settings.data_dir / "page"
         page.write_bytes(b"abc")
-        storage.put(f"{prefix}/page", page, sha256_of(page))
+        storage.put(f"{prefix}/page", page, file_sha256(page))
 
     maintenance.sweep()
     there = [(settings.artifacts_dir / prefix).exists() for prefix in prefixes]
