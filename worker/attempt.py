@@ -196,17 +196,17 @@ class Attempt:
         return self._failed(error, details)
 
     def _cancel(self, child: Child) -> bool:
-        child.stop(self._settings.cancel_grace_seconds)
+        child.stop(self._settings.cancel_grace_seconds, self._keep_lease)
         self._finally(attempts.cancelled)
         return False
 
     def _drain(self, child: Child) -> bool:
-        child.stop(DRAIN_SHARE * self._settings.drain_seconds, keep=True)
+        child.stop(DRAIN_SHARE * self._settings.drain_seconds, self._keep_lease, keep=True)
         self._finally(attempts.give_back)
         return False
 
     def _time_out(self, child: Child) -> bool:
-        child.stop(self._settings.cancel_grace_seconds)
+        child.stop(self._settings.cancel_grace_seconds, self._keep_lease)
         return self._failed(
             RuntimeExceeded(
                 f"The attempt ran longer than max_runtime_seconds ({self._held.max_runtime_seconds}); "

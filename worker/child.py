@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from elder_service.processes import die_with_parent
 DISCARD = signal.SIGUSR1
 """Tells a job's process that nobody will go on where it stands; comes before the SIGTERM that ends it."""
 
+STOP_POLL_SECONDS = 0.1
 DEATH_SECONDS = 2.0  # for a process that closed its pipe to end
 LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 8192
@@ -76,15 +78,24 @@ class Child:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def stop(self, grace_seconds: float, *, keep: bool = False) -> None:
+    def stop(self, grace_seconds: float, meanwhile: Callable[[], None], *, keep: bool = False) -> None:
         """SIGTERM, then after the grace SIGKILL, to the whole group; returns when the process is gone.
 
+        Until then its messages are read, since a full pipe would hold it, and `meanwhile` is called again and again.
         With `keep` it writes down first where it stands, so that another attempt can go on from there.
         """
         if not keep:
             self._signal(DISCARD)
         self._signal(signal.SIGTERM)
-        self._process.join(grace_seconds)
+        end = time.monotonic() + grace_seconds
+        listened: list[Connection | int] = [self._process.sentinel, self.connection]
+        while self._process.is_alive() and (left := end - time.monotonic()) > 0:
+            if self.connection in wait(listened, min(left, STOP_POLL_SECONDS)):
+                try:
+                    self.connection.recv()
+                except (EOFError, OSError):
+                    listened.remove(self.connection)
+            meanwhile()
         self.kill()
 
     def end(self) -> None:

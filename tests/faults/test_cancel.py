@@ -109,7 +109,7 @@ def stage_reached(cluster: Cluster, job_id: str, attempt: int = 1) -> None:
 def test_a_drain_gives_the_job_back_uncounted(either: Cluster, whom: str) -> None:
     """`everything`: systemd and docker tell the job's process and the fork server to stop as well, in any order."""
     job_id = either.submit(Script(endless_attempts=1), max_attempts=1)
-    worker = either.worker()
+    worker = either.worker(ELDER_LEASE_SECONDS="20")  # not lost if a busy machine stalls
     stage_reached(either, job_id)
     processes = [worker, *worker.children(recursive=True)]
     for process in reversed(processes) if whom == "everything" else [worker]:

@@ -89,7 +89,10 @@ def test_old_and_new_side_by_side(either: Cluster, before: Before) -> None:
 
 
 def test_down_and_up_again_with_live_rows(either: Cluster, engine: Engine) -> None:
-    worker = either.worker()
+    lease = {
+        "ELDER_LEASE_SECONDS": "20"
+    }  # a worker that stalls on a busy machine does not lose it: a drain is asked for
+    worker = either.worker(**lease)
     done, running, queued = either.submit(), either.submit(Script(endless_attempts=1)), None
     either.ended(done)
     either.until(lambda: either.job(running).stage, lambda stage: stage == "regularizing")
@@ -102,7 +105,7 @@ def test_down_and_up_again_with_live_rows(either: Cluster, engine: Engine) -> No
     older = old.submit()
     migrate(engine)
     assert expected_head() != BEFORE
-    either.worker()
+    either.worker(**lease)
     for job_id in (running, queued, older):
         assert either.ended(job_id).status == "succeeded"
     assert either.job(running).failures == 0

@@ -7,7 +7,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -43,8 +43,9 @@ class FakeChild:
     kept: bool = False
     killed: bool = False
 
-    def stop(self, grace_seconds: float, *, keep: bool = False) -> None:
+    def stop(self, grace_seconds: float, meanwhile: Callable[[], None], *, keep: bool = False) -> None:
         self.stopped.append(grace_seconds)
+        meanwhile()
         self.kept = keep
 
     def kill(self) -> None:

@@ -41,6 +41,18 @@ def silent(assignment: Assignment, connection: Connection) -> None:
     time.sleep(600)
 
 
+def talkative(_: Assignment, connection: Connection) -> None:
+    """Hear SIGTERM only between messages, and send more of them than the pipe holds before ending by itself."""
+    os.setsid()
+    signal.signal(DISCARD, signal.SIG_IGN)
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    connection.send(b"")
+    while not stopping:
+        connection.send(bytes(100_000))
+    connection.send(bytes(1_000_000))
+
+
 def started(monkeypatch: pytest.MonkeyPatch, assignment: Assignment) -> Child:
     """A child that is silent by now."""
     monkeypatch.setattr(module, "child_main", silent)
@@ -62,10 +74,23 @@ def test_a_process_that_falls_silent_is_killed(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_process_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch, assignment: Assignment) -> None:
     child = started(monkeypatch, assignment)
-    child.stop(grace_seconds=0.1)
+    rounds: list[int] = []
+    child.stop(0.3, lambda: rounds.append(1))
     error, details = child.death()
     assert "SIGKILL" in error.message
     assert details["signal"] == "SIGKILL"
+    assert len(rounds) > 1, "nobody renews the lease while the process is waited for"
+
+
+def test_a_full_pipe_does_not_hold_a_process_that_stops(
+    monkeypatch: pytest.MonkeyPatch, assignment: Assignment
+) -> None:
+    monkeypatch.setattr(module, "child_main", talkative)
+    child = Child(multiprocessing.get_context("spawn"), assignment)  # type: ignore[arg-type]
+    assert child.connection.recv() == b""
+    child.stop(60, lambda: None, keep=True)
+    _, details = child.death()
+    assert details["exit_code"] == 0
 
 
 def test_the_tail_of_a_log_is_text_that_a_database_keeps(tmp_path: Path) -> None:
