@@ -18,7 +18,7 @@ import psutil
 from sqlalchemy import select
 
 from elder_service import queue
-from elder_service.db.engine import SessionFactory, make_engine, make_sessions
+from elder_service.db.engine import SessionFactory, database_now, make_engine, make_sessions
 from elder_service.db.models import JobRow
 from elder_service.db.schema import migrate
 from elder_service.jobs import repository, service
@@ -134,6 +134,11 @@ class Cluster:
     def cancel(self, job_id: str) -> Status:
         with self.sessions.begin() as session:
             return Status(service.cancel(session, job_id).status)
+
+    def lease_runs_out(self, job_id: str) -> None:
+        """Of a worker that is dead: now, instead of in a while."""
+        with self.sessions.begin() as session:
+            repository.get(session, job_id, lock=True).lease_expires_at = database_now(session)
 
     def job(self, job_id: str) -> JobRow:
         with self.sessions.begin() as session:

@@ -9,6 +9,7 @@ from elder_core.spec import Stage
 from tests.faults import invariants
 from tests.faults.cluster import MAX_ATTEMPTS, QUICK, Cluster
 from tests.faults.script import Script
+from tests.integration.service import Service, start_api, stop
 
 
 @pytest.mark.faults
@@ -75,6 +76,26 @@ def test_while_every_worker_is_down(either: Cluster) -> None:
     either.worker()
     assert either.ended(running).attempt == 1
     assert invariants.check(either) == {"cancelled": 2}
+
+
+def test_while_every_worker_stays_down(either: Cluster) -> None:
+    """The API ends the cancelled job, and the one that waits too long."""
+    worker = either.worker(ELDER_LEASE_SECONDS="20")  # as long as it lives, though a busy machine stalls
+    cancelled = either.submit(Script(endless_attempts=1))
+    either.until(lambda: either.job(cancelled).stage, lambda stage: stage == "regularizing")
+    worker.kill()
+    worker.wait()
+    late = either.submit(max_queue_seconds=1)
+    assert either.cancel(cancelled) == "cancelling"
+    either.lease_runs_out(cancelled)
+    api = Service(dict(either.environment), either.folder)
+    start_api(api, "api")
+    assert either.ended(cancelled).status == "cancelled"
+    assert either.ended(late).status == "expired"
+    assert either.events(cancelled) == ["job.created", "job.started", "job.cancelling", "job.cancelled"]
+    stop(api.processes)
+    either.worker()  # sweeps what the killed one left
+    assert invariants.check(either) == {"cancelled": 1, "expired": 1}
 
 
 def test_a_process_that_ignores_sigterm(either: Cluster) -> None:

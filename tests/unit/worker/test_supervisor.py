@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from elder_service.settings import Settings
 from elder_service.storage.local import LocalStorage
 from tests.unit.elder_service.conftest import submit
 from worker import supervisor as module
-from worker.app import Repeat
 from worker.child import Assignment
 from worker.pulse import Pulse, pulse_of
 from worker.supervisor import Supervisor
@@ -156,18 +154,3 @@ def test_a_look_that_fails_is_no_sign_of_life(
         assert not pulse.path.exists()
     supervisor.run_available()
     assert pulse.path.exists()
-
-
-def test_a_timer_goes_on_after_any_fault() -> None:
-    stop, calls = threading.Event(), []
-
-    def action() -> None:
-        calls.append(len(calls))
-        if len(calls) == 3:
-            stop.set()
-        raise (TypeError, KeyError, AssertionError)[len(calls) - 1]
-
-    timer = Repeat("test", 0.001, stop, action)
-    timer.start()
-    timer.join(30)
-    assert calls == [0, 1, 2]
