@@ -231,8 +231,8 @@ def is_over(session: Session, job_id: str) -> bool:
     return status is None or Status(status).ended
 
 
-def idempotency(session: Session, key: str, since: datetime) -> IdempotencyRow | None:
-    row = session.get(IdempotencyRow, key)
+def idempotency(session: Session, owner: str, key: str, since: datetime) -> IdempotencyRow | None:
+    row = session.get(IdempotencyRow, (owner, key))
     if row is not None and row.created_at < since:
         session.delete(row)
         session.flush()

@@ -38,6 +38,18 @@ def test_a_key_is_for_one_body_with_its_needs(client: TestClient) -> None:
     assert refuse(client, JOB, **key)["code"] == "idempotency_mismatch"
 
 
+def test_owners_who_use_the_same_key_see_nothing_of_each_other(client: TestClient) -> None:
+    def post(owner: str, **body: Any) -> tuple[int, str]:
+        headers = {"Idempotency-Key": "nightly", "X-Elder-Owner": owner}
+        answer = client.post("/v1/jobs", json={**JOB, **body}, headers=headers)
+        return answer.status_code, answer.json()["id"]
+
+    (first, mine), (second, theirs) = post("anna"), post("ben", seed=1)
+    assert (first, second) == (201, 201)
+    assert mine != theirs
+    assert (post("anna"), post("ben", seed=1)) == ((200, mine), (200, theirs))
+
+
 def test_a_waiting_job_says_what_for(client: TestClient, services: Services) -> None:
     job = submit(client, needs={"device": "cuda", "memory_bytes": 80_000_000_000})
     assert job["waiting_for"] == "No worker is running."

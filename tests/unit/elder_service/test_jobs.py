@@ -259,6 +259,14 @@ def test_an_idempotency_key_makes_one_job(sessions: SessionFactory) -> None:
     assert submit(sessions, idempotency_key="other") != first
 
 
+def test_an_idempotency_key_is_its_owners_own(sessions: SessionFactory) -> None:
+    mine, theirs = (submit(sessions, idempotency_key="k", owner=owner) for owner in ("anna", "ben"))
+    assert mine != theirs
+    assert submit(sessions, idempotency_key="k", owner="anna") == mine
+    assert submit(sessions, idempotency_key="k", owner="ben") == theirs
+    assert submit(sessions, idempotency_key="k", owner="carl", priority="high") not in {mine, theirs}
+
+
 def test_list_pages_from_newest_to_oldest(sessions: SessionFactory) -> None:
     ids = [submit(sessions, metadata={"n": str(number % 2)}) for number in range(5)][::-1]
     with sessions.begin() as session:
