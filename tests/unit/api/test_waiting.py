@@ -53,7 +53,7 @@ def test_owners_who_use_the_same_key_see_nothing_of_each_other(client: TestClien
 def test_a_waiting_job_says_what_for(client: TestClient, services: Services) -> None:
     job = submit(client, needs={"device": "cuda", "memory_bytes": 80_000_000_000})
     assert job["waiting_for"] == "No worker is running."
-    assert job["estimated_start_at"] is None
+    assert (job["queue_position"], job["estimated_start_at"]) == (None, None)
     with services.sessions.begin() as session:
         workers.register(session, "host:1", Capacity(Device.CUDA, 24 * 10**9, "NVIDIA A10"), 60)
     [worker] = client.get("/v1/workers").json()["data"]
@@ -62,3 +62,4 @@ def test_a_waiting_job_says_what_for(client: TestClient, services: Services) -> 
     assert told.startswith("It needs a worker with a GPU and 80 GB of memory; the largest has 24 GB.")
     assert told in client.get(f"/jobs/{job['id']}").text
     assert client.get("/v1/jobs").json()["data"][0]["waiting_for"] == told
+    assert submit(client, needs={"device": "cuda", "memory_bytes": 10**9})["queue_position"] == 1

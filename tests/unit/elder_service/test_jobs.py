@@ -85,7 +85,8 @@ def test_priority_goes_before_age(sessions: SessionFactory) -> None:
     low, old, new, high = (submit(sessions, priority=priority) for priority in ("low", "normal", "normal", "high"))
     with sessions.begin() as session:
         rows = [repository.get(session, job_id) for job_id in (high, old, new, low)]
-        assert repository.queue_positions(session, rows) == {high: 1, old: 2, new: 3, low: 4}
+        before = repository.queued_before(session, rows)
+    assert {job_id: sum(counts.values()) for job_id, counts in before.items()} == {high: 0, old: 1, new: 2, low: 3}
     assert [must_claim(sessions).job_id for _ in range(4)] == [high, old, new, low]
 
 
