@@ -67,6 +67,21 @@ def test_jobs_that_are_made_and_run_while_the_broker_is_down(made: Cluster, own_
     assert not worker.is_running()
 
 
+def test_a_worker_that_starts_while_the_broker_is_down(made: Cluster, own_redis: servers.Server) -> None:
+    """It claims by timer, stops when it is told to, and hears hints once the broker is there."""
+    own_redis.process.kill()
+    own_redis.process.wait()
+    told_to_stop = made.worker()
+    assert made.ended(made.submit()).status == "succeeded"
+    told_to_stop.terminate()
+    told_to_stop.wait(20)
+    made.worker(**SELDOM)
+    with servers.redis_server(own_redis.port):
+        told(made)
+        assert invariants.check(made) == {"succeeded": 2}
+        made.stop()
+
+
 def test_hints_arrive_again_after_a_restart_of_the_broker(made: Cluster, own_redis: servers.Server) -> None:
     """Workers that listen no more after a restart are the oldest complaint about Celery on Redis."""
     made.worker(**SELDOM)
