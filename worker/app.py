@@ -71,8 +71,8 @@ def _run(settings: Settings, capacity: Capacity) -> None:
         supervisor.drain()
 
     fork_server.start()  # loads torch while Celery starts
-    # Not worker_ready, which waits for the broker: jobs are claimed by timer while there is none. In a thread, so that the
-    # worker can be stopped meanwhile; a hint that comes too early is passed over.
+    # Not worker_ready, which waits for the broker: jobs are claimed by timer while there is none. In a thread, so that
+    # the worker can be stopped meanwhile; a hint that comes too early is passed over.
     signals.celeryd_after_setup.connect(lambda **_: threading.Thread(target=start, daemon=True).start(), weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     try:
