@@ -154,11 +154,11 @@ class Supervisor:
         """Delete it if the job has ended; where that cannot be asked now, maintenance will."""
         try:
             with self._sessions.begin() as session:
-                over = repository.is_over(session, job_id)
+                status = repository.status_of(session, job_id)
         except SQLAlchemyError as error:
             _log.warning("%s: its journal stays for now: %s", job_id, error)
             return
-        if over:
+        if status is not None and status.ended:
             self._storage.delete_prefix(journal_prefix(job_id))
 
     def _child(self, assignment: Assignment) -> Child:

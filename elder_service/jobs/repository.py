@@ -234,10 +234,10 @@ def has_artifacts_below(session: Session, job_id: str, prefix: str) -> bool:
     return session.scalars(visible).one_or_none() is not None
 
 
-def is_over(session: Session, job_id: str) -> bool:
-    """Whether the job needs nothing more from any attempt: it has ended, or there is none of that id."""
+def status_of(session: Session, job_id: str) -> Status | None:
+    """The job's state; None if there is none of that id."""
     status = session.scalars(select(JobRow.status).where(JobRow.id == job_id)).one_or_none()
-    return status is None or Status(status).ended
+    return None if status is None else Status(status)
 
 
 def idempotency(session: Session, owner: str, key: str, since: datetime) -> IdempotencyRow | None:
