@@ -88,8 +88,10 @@ class Supervisor:
                 workers.register(session, self.owner, self._capacity, self._settings.lease_seconds)
 
     def leave(self) -> None:
-        """Tell that it is gone; if that fails it is forgotten after a lease."""
+        """Tell that it is gone, and give back what it may hold unknowingly; if that fails it is known after a lease."""
         with suppress(SQLAlchemyError), self._sessions.begin() as session:
+            if self._answer_lost:
+                attempts.give_back_unknown(session, self.owner)
             workers.leave(session, self.owner)
 
     def drain(self) -> None:
@@ -106,6 +108,8 @@ class Supervisor:
     def _run_next(self) -> bool:
         if not self._warm:
             self.warm_up()
+        if self._draining.is_set():  # meanwhile, and the worker may be gone before it could give a job back
+            return False
         before = time.monotonic()
         try:
             held = self._claim()

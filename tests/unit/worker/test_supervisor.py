@@ -106,6 +106,37 @@ def test_after_an_attempt_that_failed_torch_is_loaded_before_the_next_claim(
     assert fork_server.warmed_up == 3
 
 
+def test_a_worker_that_is_stopped_while_it_loads_torch_claims_nothing(
+    supervisor: Supervisor, fork_server: FakeForkServer, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (submit(sessions, max_attempts=1) for _ in range(2))
+    monkeypatch.setattr(fork_server, "warm_up", supervisor.drain)
+    assert supervisor.run_available() == 1  # after which torch is loaded anew
+    with sessions.begin() as session:
+        states = [repository.get(session, job_id).status for job_id in (first, second)]
+        assert states == [Status.FAILED, Status.QUEUED]
+        assert repository.get(session, second).attempt == 0
+
+
+def test_a_worker_that_leaves_gives_back_a_claim_whose_answer_was_lost(
+    supervisor: Supervisor, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(sessions, max_attempts=1)
+
+    def committed_unheard() -> None:
+        with sessions.begin() as session:
+            assert attempts.claim(session, supervisor.owner, 60)
+        raise OperationalError("COMMIT", {}, Exception("the connection broke"))
+
+    monkeypatch.setattr(supervisor, "_claim", committed_unheard)
+    assert supervisor.run_available() == 0
+    supervisor.drain()
+    supervisor.leave()
+    with sessions.begin() as session:
+        row = repository.get(session, job_id)
+        assert (row.status, row.failures) == (Status.QUEUED, 0)
+
+
 def test_a_hint_that_comes_just_after_the_last_look_is_not_lost(
     supervisor: Supervisor, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
