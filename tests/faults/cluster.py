@@ -44,9 +44,12 @@ QUICK = {
     "ELDER_MAINTENANCE_SECONDS": "0.3",
     "ELDER_RETRY_DELAY_SECONDS": "0.05",
     "ELDER_CANCEL_GRACE_SECONDS": "0.3",
-    "ELDER_DRAIN_SECONDS": "3",
+    "ELDER_DRAIN_SECONDS": "10",  # an end to waiting, which nothing here reaches
     "ELDER_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
 }
+
+# For workers that are not to lose their lease: a busy machine may stand still for longer than the quick one.
+STEADY = {"ELDER_LEASE_SECONDS": "30"}
 
 
 @dataclass
