@@ -30,7 +30,7 @@ from tests.faults.gates import FOLDER, Gates
 from tests.faults.script import Script
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120  # for what takes seconds where nobody else is at work
 MAX_ATTEMPTS = 3
 
 Seen = TypeVar("Seen")
@@ -186,7 +186,7 @@ class Cluster:
         for worker in alive:
             worker.send_signal(signal.SIGCONT)
             worker.terminate()
-        _, deaf = psutil.wait_procs(alive, timeout=20)
+        _, deaf = psutil.wait_procs(alive, timeout=WAIT_SECONDS)
         for worker in deaf:
             worker.kill()
             worker.wait()

@@ -74,7 +74,7 @@ def test_a_worker_that_starts_while_the_broker_is_down(made: Cluster, own_redis:
     told_to_stop = made.worker(**STEADY)
     assert made.ended(made.submit()).status == "succeeded"
     told_to_stop.terminate()
-    told_to_stop.wait(20)
+    told_to_stop.wait(made.patience_seconds)
     made.worker(**SELDOM)
     with servers.redis_server(own_redis.port):
         told(made)

@@ -7,7 +7,7 @@ import pytest
 
 from elder_core.spec import Stage
 from tests.faults import invariants
-from tests.faults.cluster import MAX_ATTEMPTS, QUICK, STEADY, Cluster
+from tests.faults.cluster import MAX_ATTEMPTS, STEADY, Cluster
 from tests.faults.script import Script
 from tests.integration.service import Service, start_api, stop
 
@@ -135,7 +135,7 @@ def test_a_drain_gives_the_job_back_uncounted(either: Cluster, whom: str) -> Non
     processes = [worker, *worker.children(recursive=True)]
     for process in reversed(processes) if whom == "everything" else [worker]:
         process.terminate()
-    assert not psutil.wait_procs(processes, timeout=float(QUICK["ELDER_DRAIN_SECONDS"]) + 10)[1]
+    assert not psutil.wait_procs(processes, timeout=either.patience_seconds)[1]
     row = either.job(job_id)
     assert (row.status, row.failures) == ("queued", 0), row.error
     either.worker(**STEADY)

@@ -105,7 +105,7 @@ def test_a_crash_of_postgres(tmp_path: Path, empty_redis: str) -> None:
         running, waiting = made.submit(Script(endless_attempts=1)), made.submit()
         made.until(lambda: made.job(running).stage, lambda stage: stage == "regularizing")
         first.process.send_signal(signal.SIGQUIT)
-        first.process.wait(15)
+        first.process.wait(made.patience_seconds)
         with servers.postgres_on(folder, port, durable=True):
             runner = made.runner_of(running)
             assert runner is not None, "the job's process did not outlive the crash"

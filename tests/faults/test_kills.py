@@ -22,7 +22,7 @@ def strike(cluster: Cluster, point: str, victim: str) -> None:
     victims = {"runner": [held], "supervisor": [worker], "group": everything}[victim]
     for process in victims:
         process.kill()
-    psutil.wait_procs(victims, timeout=10)
+    psutil.wait_procs(victims, timeout=cluster.patience_seconds)
     cluster.gates.open(point)
 
 

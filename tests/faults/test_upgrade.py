@@ -95,7 +95,7 @@ def test_down_and_up_again_with_live_rows(either: Cluster, engine: Engine) -> No
     either.until(lambda: either.job(running).stage, lambda stage: stage == "regularizing")
     queued = either.submit(owner="anna")
     worker.terminate()
-    worker.wait(20)
+    worker.wait(either.patience_seconds)
     downgrade(engine, BEFORE)
     assert {column["name"] for column in inspect(engine).get_columns("jobs")}.isdisjoint({"owner", "needs_device"})
     old = Before(engine)
