@@ -14,6 +14,7 @@ from api.dependencies import Services
 from api.embedded import EmbeddedWorker
 from api.links import LinkSigner
 from api.middleware import RequestContext
+from api.reconciling import reconciling
 from api.routes import artifacts, events, health, jobs, methods, workers
 from api.storable import refuse_nul
 from elder_service.db.engine import make_engine, make_sessions
@@ -34,7 +35,7 @@ def create_app(settings: Settings | None = None, worker: EmbeddedWorker | None =
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         check_head(services.engine)
-        async with worker.running() if worker else nullcontext():
+        async with reconciling(services), worker.running() if worker else nullcontext():
             yield
         services.celery.close()
         services.engine.dispose()

@@ -132,10 +132,13 @@ class Job(Schema):
     max_attempts: int
     owner: str
     needs: JobNeeds
-    queue_position: int | None = Field(description="1 is next; null unless queued.")
+    queue_position: int | None = Field(
+        description="Place among the queued jobs that want the same workers, 1 being next; null unless queued, "
+        "and while no worker that is there can hold the job."
+    )
     estimated_start_at: datetime | None = Field(
-        description="When a queued job may start, by how long recent jobs took; null where there is nothing to base "
-        "that on."
+        description="When a queued job may start, by how long recent jobs took and by the workers that can hold it; "
+        "null where there is nothing to base that on."
     )
     waiting_for: str | None = Field(
         description="In a sentence, what keeps a queued job from starting beside the jobs before it."

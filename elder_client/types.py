@@ -109,7 +109,7 @@ class Job(Model):
     max_attempts: int
     owner: str = "default"
     needs: dict[str, Any] = {}
-    queue_position: int | None = Field(default=None, description="1 is next; null unless queued.")
+    queue_position: int | None = Field(default=None, description="1 is next; null unless a worker can hold it.")
     estimated_start_at: datetime | None = None
     waiting_for: str | None = None
     created_at: datetime

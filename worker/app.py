@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from celery import signals
@@ -13,6 +12,7 @@ from elder_service.db.engine import make_engine, make_sessions
 from elder_service.db.schema import check_head
 from elder_service.jobs.hardware import Capacity
 from elder_service.queue import QUEUE, make_celery
+from elder_service.repeat import Repeat
 from elder_service.settings import Settings
 from elder_service.storage.local import LocalStorage
 from worker import tasks
@@ -71,8 +71,9 @@ def _run(settings: Settings, capacity: Capacity) -> None:
         supervisor.drain()
 
     fork_server.start()  # loads torch while Celery starts
-    # In a thread, so that the worker can be stopped meanwhile; a hint that comes too early is passed over.
-    signals.worker_ready.connect(lambda **_: threading.Thread(target=start, daemon=True).start(), weak=False)
+    # Not worker_ready, which waits for the broker: jobs are claimed by timer while there is none. In a thread, so that
+    # the worker can be stopped meanwhile; a hint that comes too early is passed over.
+    signals.celeryd_after_setup.connect(lambda **_: threading.Thread(target=start, daemon=True).start(), weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     try:
         celery.worker_main(
@@ -93,23 +94,3 @@ def _run(settings: Settings, capacity: Capacity) -> None:
         supervisor.leave()
         pulse.end()
         engine.dispose()
-
-
-class Repeat(threading.Thread):
-    """Call `action` every `seconds`, first at once; a fault is logged and does not end it."""
-
-    def __init__(self, name: str, seconds: float, stop: threading.Event, action: Callable[[], object]) -> None:
-        super().__init__(name=name, daemon=True)
-        self._seconds = seconds
-        self._stop_event = stop
-        self._action = action
-
-    def run(self) -> None:
-        while not self._stop_event.is_set():
-            try:
-                self._action()
-            except (
-                Exception
-            ):  # nobody is above a thread: what is not caught here ends the timer, and nobody hears of it
-                _log.exception("timer %s", self.name)
-            self._stop_event.wait(self._seconds)

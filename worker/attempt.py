@@ -201,12 +201,16 @@ class Attempt:
         return False
 
     def _drain(self, child: Child) -> bool:
-        child.stop(DRAIN_SHARE * self._settings.drain_seconds, self._keep_lease, keep=True)
+        outcome = child.stop(DRAIN_SHARE * self._settings.drain_seconds, self._keep_lease, keep=True)
+        if outcome is not None:  # the run was over: hours of work, not to be done again
+            return self._ended(outcome)
         self._finally(attempts.give_back)
         return False
 
     def _time_out(self, child: Child) -> bool:
-        child.stop(self._settings.cancel_grace_seconds, self._keep_lease)
+        outcome = child.stop(self._settings.cancel_grace_seconds, self._keep_lease)
+        if outcome is not None:
+            return self._ended(outcome)
         return self._failed(
             RuntimeExceeded(
                 f"The attempt ran longer than max_runtime_seconds ({self._held.max_runtime_seconds}); "

@@ -78,25 +78,41 @@ class Child:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def stop(self, grace_seconds: float, meanwhile: Callable[[], None], *, keep: bool = False) -> None:
+    def stop(self, grace_seconds: float, meanwhile: Callable[[], None], *, keep: bool = False) -> Outcome | None:
         """SIGTERM, then after the grace SIGKILL, to the whole group; returns when the process is gone.
 
         Until then its messages are read, since a full pipe would hold it, and `meanwhile` is called again and again.
         With `keep` it writes down first where it stands, so that another attempt can go on from there.
+
+        Returns the outcome of a run that was over before it heard, or whose outcome nobody had read yet.
         """
         if not keep:
             self._signal(DISCARD)
         self._signal(signal.SIGTERM)
         end = time.monotonic() + grace_seconds
         listened: list[Connection | int] = [self._process.sentinel, self.connection]
+        outcome = None
         while self._process.is_alive() and (left := end - time.monotonic()) > 0:
             if self.connection in wait(listened, min(left, STOP_POLL_SECONDS)):
-                try:
-                    self.connection.recv()
-                except (EOFError, OSError):
+                message = self._received()
+                if message is None:
                     listened.remove(self.connection)
+                outcome = message if isinstance(message, Outcome) else outcome
             meanwhile()
+        self.end()
+        self._process.join()
+        while self.connection in listened and self.connection.poll() and (message := self._received()) is not None:
+            outcome = message if isinstance(message, Outcome) else outcome
         self.kill()
+        return outcome
+
+    def _received(self) -> Message | None:
+        """The next message; None when there is none to come."""
+        try:
+            message: Message = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        return message
 
     def end(self) -> None:
         """SIGKILL to the whole group, from any thread, without waiting for the end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from celery import Celery
+from sqlalchemy.orm import Session
 
 from elder_core.cache_folder import remove_unused
 from elder_service import queue
@@ -39,6 +40,9 @@ class Maintenance:
     def sweep(self) -> None:
         """Delete what nobody needs: files of attempts that ended without making them visible, journals of jobs that are
         over, tokens that no job used for 30 days.
+
+        Nothing of a job that the database does not know: a worker that was started with another database, or with a
+        restored one, would delete every result there is.
         """
         self._sweep_storage()
         self._sweep_scratch()
@@ -68,11 +72,8 @@ class Maintenance:
         owner = attempt_of(prefix)
         if owner is None:
             return False  # nobody here wrote it
-        job_id, attempt = owner
         with self._sessions.begin() as session:
-            if repository.is_held(session, job_id, attempt):
-                return False
-            return not repository.has_artifacts_below(session, job_id, prefix)
+            return _is_given_up(session, *owner) and not repository.has_artifacts_below(session, owner[0], prefix)
 
     def _done_with(self, prefix: str) -> bool:
         """Whether it is the journal of a job that has ended."""
@@ -80,11 +81,17 @@ class Maintenance:
         if job_id is None:
             return False
         with self._sessions.begin() as session:
-            return repository.is_over(session, job_id)
+            status = repository.status_of(session, job_id)
+            return status is not None and status.ended
 
     def _given_up(self, prefix: str) -> bool:
         owner = attempt_of(prefix)
         if owner is None:
             return False  # nobody here wrote it
         with self._sessions.begin() as session:
-            return not repository.is_held(session, *owner)
+            return _is_given_up(session, *owner)
+
+
+def _is_given_up(session: Session, job_id: str, attempt: int) -> bool:
+    """Whether the job is there and `attempt` does not hold it."""
+    return repository.status_of(session, job_id) is not None and not repository.is_held(session, job_id, attempt)

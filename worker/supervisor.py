@@ -88,8 +88,10 @@ class Supervisor:
                 workers.register(session, self.owner, self._capacity, self._settings.lease_seconds)
 
     def leave(self) -> None:
-        """Tell that it is gone; if that fails it is forgotten after a lease."""
+        """Tell that it is gone, and give back what it may hold unknowingly; if that fails it is known after a lease."""
         with suppress(SQLAlchemyError), self._sessions.begin() as session:
+            if self._answer_lost:
+                attempts.give_back_unknown(session, self.owner)
             workers.leave(session, self.owner)
 
     def drain(self) -> None:
@@ -106,6 +108,8 @@ class Supervisor:
     def _run_next(self) -> bool:
         if not self._warm:
             self.warm_up()
+        if self._draining.is_set():  # meanwhile, and the worker may be gone before it could give a job back
+            return False
         before = time.monotonic()
         try:
             held = self._claim()
@@ -154,11 +158,11 @@ class Supervisor:
         """Delete it if the job has ended; where that cannot be asked now, maintenance will."""
         try:
             with self._sessions.begin() as session:
-                over = repository.is_over(session, job_id)
+                status = repository.status_of(session, job_id)
         except SQLAlchemyError as error:
             _log.warning("%s: its journal stays for now: %s", job_id, error)
             return
-        if over:
+        if status is not None and status.ended:
             self._storage.delete_prefix(journal_prefix(job_id))
 
     def _child(self, assignment: Assignment) -> Child:

@@ -46,7 +46,7 @@ def create_job(
             min_length=1,
             max_length=255,
             pattern=r"^[\x20-\x7e]+$",
-            description="The same key and body within 24 hours make one job.",
+            description="The same key and body from the same owner within 24 hours make one job.",
         ),
     ] = None,
     owner: Annotated[

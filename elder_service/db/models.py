@@ -146,10 +146,11 @@ class WorkerRow(Base):
 
 
 class IdempotencyRow(Base):
-    """The job that a caller's Idempotency-Key created, and a hash of the body that came with it."""
+    """The job that an owner's Idempotency-Key created, and a hash of the body that came with it."""
 
     __tablename__ = "idempotency_keys"
 
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True, server_default=DEFAULT_OWNER)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     body_hash: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))

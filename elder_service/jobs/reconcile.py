@@ -20,10 +20,24 @@ _ADVISORY_LOCK = 0x454C444552  # "ELDER"
 def reconcile(session: Session, retry_delay_seconds: float) -> list[str]:
     """One pass, in its caller's transaction; returns the ids of jobs that need a hint after the commit.
 
-    On Postgres one replica at a time does it; the others return at once.
+    On Postgres one process at a time does it; the others return at once.
+    """
+    if not settle(session, retry_delay_seconds):
+        return []
+    now = database_now(session)
+    hints = repository.unhinted(session, now, HINT_AGAIN)
+    for row in hints:
+        row.hinted_at = now
+    return [row.id for row in hints]
+
+
+def settle(session: Session, retry_delay_seconds: float) -> bool:
+    """The part of a pass that needs neither worker nor broker: end or queue again what was lost, forget what is over.
+
+    False, and nothing done, while another process is at it.
     """
     if not _alone(session):
-        return []
+        return False
     now = database_now(session)
     for row in repository.expired_leases(session, now):
         attempts.lease_expired(session, row, retry_delay_seconds)
@@ -34,10 +48,7 @@ def reconcile(session: Session, retry_delay_seconds: float) -> list[str]:
     workers.forget_silent(session)
     session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now - IDEMPOTENCY_LIFE))
     session.flush()
-    hints = repository.unhinted(session, now, HINT_AGAIN)
-    for row in hints:
-        row.hinted_at = now
-    return [row.id for row in hints]
+    return True
 
 
 def _alone(session: Session) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from elder_service.db.models import ArtifactRow, IdempotencyRow, JobEventRow, JobRow
 from elder_service.errors import InvalidCursor, JobNotFound
 from elder_service.jobs import events
-from elder_service.jobs.hardware import Capacity
+from elder_service.jobs.hardware import Capacity, Device, Needs
 from elder_service.jobs.states import ACTIVE, TRANSITIONS, Status
 
 EVENT_PAGE_LIMIT = 1000
@@ -130,15 +130,24 @@ def _conditions(where: JobFilter) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def queue_positions(session: Session, rows: Sequence[JobRow]) -> dict[str, int]:
-    """Place in the queue by job id, 1 being next, for those of `rows` that are queued."""
-    wanted = [row.id for row in rows if row.status == Status.QUEUED]
-    if not wanted:
-        return {}
-    place = func.row_number().over(order_by=(JobRow.priority.desc(), JobRow.created_at, JobRow.id)).label("place")
-    queue = select(JobRow.id, place).where(JobRow.status == Status.QUEUED).subquery()
-    places = session.execute(select(queue).where(queue.c.id.in_(wanted)))
-    return {place.id: place.place for place in places}
+def queued_before(session: Session, rows: Sequence[JobRow]) -> dict[str, dict[Needs, int]]:
+    """For those of `rows` that are queued, by id: how many jobs are before it in the queue, by what they need."""
+    job, other = aliased(JobRow), aliased(JobRow)
+    goes_first = or_(
+        other.priority > job.priority,
+        and_(other.priority == job.priority, tuple_(other.created_at, other.id) < tuple_(job.created_at, job.id)),
+    )
+    counted = (
+        select(job.id, other.needs_device, other.needs_memory_bytes, func.count(other.id))
+        .outerjoin(other, and_(other.status == Status.QUEUED, goes_first))
+        .where(job.status == Status.QUEUED, job.id.in_([row.id for row in rows]))
+        .group_by(job.id, other.needs_device, other.needs_memory_bytes)
+    )
+    found: dict[str, dict[Needs, int]] = {}
+    for job_id, device, memory_bytes, count in session.execute(counted):
+        needs = Needs(Device(device) if device else None, memory_bytes)
+        found.setdefault(job_id, {})[needs] = count
+    return found
 
 
 def running_by_owner(session: Session) -> dict[str, int]:
@@ -146,10 +155,10 @@ def running_by_owner(session: Session) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(counted)}
 
 
-def running_since(session: Session) -> list[datetime]:
-    """When each running attempt was started, from the oldest on."""
-    started = select(JobRow.started_at).where(JobRow.status.in_(ACTIVE)).order_by(JobRow.started_at)
-    return [begun for begun in session.scalars(started) if begun is not None]
+def running_since(session: Session) -> dict[str, datetime]:
+    """When the running attempt of each worker was started, by the worker's id."""
+    started = select(JobRow.lease_owner, JobRow.started_at).where(JobRow.status.in_(ACTIVE))
+    return {owner: begun for owner, begun in session.execute(started) if owner and begun}
 
 
 def recent_durations(session: Session, count: int) -> list[float]:
@@ -225,14 +234,14 @@ def has_artifacts_below(session: Session, job_id: str, prefix: str) -> bool:
     return session.scalars(visible).one_or_none() is not None
 
 
-def is_over(session: Session, job_id: str) -> bool:
-    """Whether the job needs nothing more from any attempt: it has ended, or there is none of that id."""
+def status_of(session: Session, job_id: str) -> Status | None:
+    """The job's state; None if there is none of that id."""
     status = session.scalars(select(JobRow.status).where(JobRow.id == job_id)).one_or_none()
-    return status is None or Status(status).ended
+    return None if status is None else Status(status)
 
 
-def idempotency(session: Session, key: str, since: datetime) -> IdempotencyRow | None:
-    row = session.get(IdempotencyRow, key)
+def idempotency(session: Session, owner: str, key: str, since: datetime) -> IdempotencyRow | None:
+    row = session.get(IdempotencyRow, (owner, key))
     if row is not None and row.created_at < since:
         session.delete(row)
         session.flush()

@@ -60,15 +60,17 @@ class Submission:
 def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
     """Store the job, its first event and its idempotency record together.
 
-    Returns the row and whether it is new: a key seen in the last 24 hours returns the job that it created.
+    Returns the row and whether it is new: a key that its owner used in the last 24 hours returns the job that it
+    created.
 
     Raises:
-        IdempotencyMismatch: the key came with another body before.
+        IdempotencyMismatch: the key came with another body before, from the same owner.
         sqlalchemy.exc.IntegrityError: the same key is being used at this moment; try again.
     """
     now = database_now(session)
     if submission.idempotency_key is not None:
-        known = repository.idempotency(session, submission.idempotency_key, now - IDEMPOTENCY_LIFE)
+        since = now - IDEMPOTENCY_LIFE
+        known = repository.idempotency(session, submission.owner, submission.idempotency_key, since)
         if known is not None:
             return _replay(session, known, submission), False
     row = JobRow(
@@ -100,7 +102,11 @@ def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
     if submission.idempotency_key is not None:
         session.add(
             IdempotencyRow(
-                key=submission.idempotency_key, body_hash=submission.body_hash(), job_id=row.id, created_at=now
+                owner=submission.owner,
+                key=submission.idempotency_key,
+                body_hash=submission.body_hash(),
+                job_id=row.id,
+                created_at=now,
             )
         )
     repository.add_event(session, row, events.CREATED, now, {"method": row.method})

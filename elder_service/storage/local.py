@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,17 +19,18 @@ class LocalStorage:
 
     def put(self, key: str, source: Path, sha256: str) -> None:
         target = self._resolve(key)
-        partial = target.with_name(target.name + ".part")
+        # Its own: an attempt that does not know yet that it lost its job writes the same page of the journal.
+        partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with _restored(source, partial):
+            _make_folder(target.parent)
+            with _restored(source, partial, target):
                 _bring(source, partial)
                 sync(partial)
                 if (found := file_sha256(partial)) != sha256:
                     raise StorageFailed(f"Could not store {key}: its sha256 is {found} there, instead of {sha256}.")
                 partial.replace(target)
+                sync(target.parent)
             source.unlink(missing_ok=True)
-            sync(target.parent)
         except OSError as error:
             raise StorageFailed(f"Could not store {key}: {error.strerror or error}.") from error
 
@@ -66,6 +68,14 @@ def folders_in(folder: Path) -> list[Path]:
         return []
 
 
+def _make_folder(folder: Path) -> None:
+    """With the folders that it lies in, each of which the disk then holds by name."""
+    missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        sync(made.parent)
+
+
 def _bring(source: Path, partial: Path) -> None:
     """Rename where that can be done, which costs no space; else copy, and leave the source for another try."""
     try:
@@ -77,11 +87,14 @@ def _bring(source: Path, partial: Path) -> None:
 
 
 @contextmanager
-def _restored(source: Path, partial: Path) -> Iterator[None]:
+def _restored(source: Path, partial: Path, target: Path) -> Iterator[None]:
     """Whatever fails within, `source` is there afterwards and `partial` is not."""
     try:
         yield
     except BaseException:
         with suppress(OSError):  # whatever is left of it is swept with the attempt
-            partial.unlink() if source.exists() else partial.replace(source)
+            if source.exists():
+                partial.unlink(missing_ok=True)
+            else:
+                (partial if partial.exists() else target).replace(source)
         raise

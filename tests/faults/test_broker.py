@@ -13,12 +13,12 @@ from redis import Redis
 
 from tests import servers
 from tests.faults import invariants
-from tests.faults.cluster import Cluster, cluster
+from tests.faults.cluster import STEADY, Cluster, cluster
 from tests.faults.proxy import proxy
 from tests.faults.script import Script
 from tests.integration.service import Service, job, start_api, stop
 
-SELDOM = {"ELDER_CLAIM_SECONDS": "600", "ELDER_MAINTENANCE_SECONDS": "600"}
+SELDOM = {**STEADY, "ELDER_CLAIM_SECONDS": "600", "ELDER_MAINTENANCE_SECONDS": "600"}
 """A worker that as good as never looks by itself: what it runs, it was told of."""
 
 
@@ -37,7 +37,7 @@ def made(tmp_path: Path, postgres_database: str, own_redis: servers.Server) -> I
 
 @pytest.mark.faults
 def test_a_broker_that_forgets_everything(made: Cluster, own_redis: servers.Server) -> None:
-    made.worker()
+    made.worker(**STEADY)
     held = made.submit(Script(step_seconds=0.05))
     made.until(lambda: made.job(held).stage)
     waiting = [made.submit() for _ in range(5)]
@@ -51,7 +51,7 @@ def test_a_broker_that_forgets_everything(made: Cluster, own_redis: servers.Serv
 
 
 def test_jobs_that_are_made_and_run_while_the_broker_is_down(made: Cluster, own_redis: servers.Server) -> None:
-    worker = made.worker()
+    worker = made.worker(**STEADY)
     running = made.submit(Script(step_seconds=0.05))
     made.until(lambda: made.job(running).stage)
     own_redis.process.kill()
@@ -65,6 +65,21 @@ def test_jobs_that_are_made_and_run_while_the_broker_is_down(made: Cluster, own_
         assert invariants.check(made) == {"succeeded": 7}
         made.stop()
     assert not worker.is_running()
+
+
+def test_a_worker_that_starts_while_the_broker_is_down(made: Cluster, own_redis: servers.Server) -> None:
+    """It claims by timer, stops when it is told to, and hears hints once the broker is there."""
+    own_redis.process.kill()
+    own_redis.process.wait()
+    told_to_stop = made.worker(**STEADY)
+    assert made.ended(made.submit()).status == "succeeded"
+    told_to_stop.terminate()
+    told_to_stop.wait(made.patience_seconds)
+    made.worker(**SELDOM)
+    with servers.redis_server(own_redis.port):
+        told(made)
+        assert invariants.check(made) == {"succeeded": 2}
+        made.stop()
 
 
 def test_hints_arrive_again_after_a_restart_of_the_broker(made: Cluster, own_redis: servers.Server) -> None:
@@ -99,7 +114,7 @@ def test_a_broker_that_went_deaf(tmp_path: Path, postgres_database: str, own_red
     """Connections are open and nothing comes through: jobs start by timer, and hints are back when the way is."""
     with proxy(own_redis.port) as way, cluster(tmp_path, postgres_database, own_redis.url) as made:
         made.environment["ELDER_BROKER_URL"] = f"redis://127.0.0.1:{way.port}/0"
-        made.worker()
+        made.worker(**STEADY)
         way.freeze()
         assert made.ended(made.submit()).attempt == 1
         way.thaw()
@@ -130,7 +145,7 @@ def test_an_api_killed_between_commit_and_hint(made: Cluster, own_redis: servers
         with pytest.raises(httpx2.TransportError):
             answer.result()
     [job_id] = made.jobs()
-    made.worker()
+    made.worker(**STEADY)
     assert made.ended(job_id).attempt == 1
     assert invariants.check(made) == {"succeeded": 1}
 

@@ -7,8 +7,9 @@ import pytest
 
 from elder_core.spec import Stage
 from tests.faults import invariants
-from tests.faults.cluster import MAX_ATTEMPTS, QUICK, Cluster
+from tests.faults.cluster import MAX_ATTEMPTS, STEADY, Cluster
 from tests.faults.script import Script
+from tests.integration.service import Service, start_api, stop
 
 
 @pytest.mark.faults
@@ -16,14 +17,14 @@ def test_before_the_claim_and_twice(either: Cluster) -> None:
     job_id = either.submit()
     assert either.cancel(job_id) == "cancelled"
     assert either.cancel(job_id) == "cancelled"
-    either.worker()
+    either.worker(**STEADY)
     assert either.ended(either.submit()).status == "succeeded"
     assert either.events(job_id) == ["job.created", "job.cancelled"]
     assert invariants.check(either) == {"cancelled": 1, "succeeded": 1}
 
 
 def test_at_every_stage_and_twice(production: Cluster) -> None:
-    production.worker()
+    production.worker(**STEADY)
     for stage in Stage:
         production.gates.hold(stage)
         job_id = production.submit(Script())
@@ -40,7 +41,7 @@ def test_at_every_stage_and_twice(production: Cluster) -> None:
 @pytest.mark.parametrize("point", ["mid-upload", "uploaded", "claimed"])
 def test_around_the_files(production: Cluster, point: str) -> None:
     """What was uploaded of a cancelled job is deleted."""
-    production.worker()
+    production.worker(**STEADY)
     production.gates.hold(point)
     job_id = production.submit()
     production.reached(point)
@@ -52,7 +53,7 @@ def test_around_the_files(production: Cluster, point: str) -> None:
 
 def test_during_the_last_update(production: Cluster) -> None:
     """The run was over when the request came: it has succeeded, and says so."""
-    production.worker()
+    production.worker(**STEADY)
     production.gates.hold("before-last-update")
     job_id = production.submit()
     production.reached("before-last-update")
@@ -72,13 +73,33 @@ def test_while_every_worker_is_down(either: Cluster) -> None:
     worker.wait()
     queued = either.submit()
     assert (either.cancel(running), either.cancel(queued)) == ("cancelling", "cancelled")
-    either.worker()
+    either.worker(**STEADY)
     assert either.ended(running).attempt == 1
     assert invariants.check(either) == {"cancelled": 2}
 
 
+def test_while_every_worker_stays_down(either: Cluster) -> None:
+    """The API ends the cancelled job, and the one that waits too long."""
+    worker = either.worker(**STEADY)
+    cancelled = either.submit(Script(endless_attempts=1))
+    either.until(lambda: either.job(cancelled).stage, lambda stage: stage == "regularizing")
+    worker.kill()
+    worker.wait()
+    late = either.submit(max_queue_seconds=1)
+    assert either.cancel(cancelled) == "cancelling"
+    either.lease_runs_out(cancelled)
+    api = Service(dict(either.environment), either.folder)
+    start_api(api, "api")
+    assert either.ended(cancelled).status == "cancelled"
+    assert either.ended(late).status == "expired"
+    assert either.events(cancelled) == ["job.created", "job.started", "job.cancelling", "job.cancelled"]
+    stop(api.processes)
+    either.worker()  # sweeps what the killed one left
+    assert invariants.check(either) == {"cancelled": 1, "expired": 1}
+
+
 def test_a_process_that_ignores_sigterm(either: Cluster) -> None:
-    either.worker()
+    either.worker(**STEADY)
     job_id = either.submit(Script(endless_attempts=1, deaf=True))
     either.until(lambda: either.job(job_id).stage, lambda stage: stage == "regularizing")
     runner = either.runner_of(job_id)
@@ -90,7 +111,7 @@ def test_a_process_that_ignores_sigterm(either: Cluster) -> None:
 
 
 def test_a_job_that_kills_its_process_every_time_stops_at_the_limit(either: Cluster) -> None:
-    either.worker()
+    either.worker(**STEADY)
     poison = either.submit(Script(deadly=True))
     others = [either.submit() for _ in range(3)]
     row = either.ended(poison)
@@ -109,14 +130,14 @@ def stage_reached(cluster: Cluster, job_id: str, attempt: int = 1) -> None:
 def test_a_drain_gives_the_job_back_uncounted(either: Cluster, whom: str) -> None:
     """`everything`: systemd and docker tell the job's process and the fork server to stop as well, in any order."""
     job_id = either.submit(Script(endless_attempts=1), max_attempts=1)
-    worker = either.worker(ELDER_LEASE_SECONDS="20")  # not lost if a busy machine stalls
+    worker = either.worker(**STEADY)
     stage_reached(either, job_id)
     processes = [worker, *worker.children(recursive=True)]
     for process in reversed(processes) if whom == "everything" else [worker]:
         process.terminate()
-    assert not psutil.wait_procs(processes, timeout=float(QUICK["ELDER_DRAIN_SECONDS"]) + 10)[1]
+    assert not psutil.wait_procs(processes, timeout=either.patience_seconds)[1]
     row = either.job(job_id)
     assert (row.status, row.failures) == ("queued", 0), row.error
-    either.worker()
+    either.worker(**STEADY)
     assert either.ended(job_id).attempt == 2
     assert invariants.check(either) == {"succeeded": 1}

@@ -13,7 +13,7 @@ from elder_service.db.models import JobRow
 from elder_service.jobs import attempts, service
 from elder_service.jobs.states import Status
 from tests.faults import invariants
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import STEADY, Cluster
 from tests.faults.script import Script
 from tests.unit.elder_service.conftest import database_url, sessions, submission
 
@@ -48,7 +48,7 @@ def test_twenty_claimers_and_five_hundred_jobs(database_url: str, sessions: Sess
 
 def test_a_hundred_hints_for_three_jobs(either: Cluster) -> None:
     """Before, between and after them, to workers that look by themselves only once a minute."""
-    either.workers_started(2, ELDER_CLAIM_SECONDS="60", ELDER_MAINTENANCE_SECONDS="60")
+    either.workers_started(2, **STEADY, ELDER_CLAIM_SECONDS="60", ELDER_MAINTENANCE_SECONDS="60")
     for _ in range(30):
         either.hint()
     jobs = [either.submit() for _ in range(3)]

@@ -14,7 +14,7 @@ import pytest
 
 from tests import servers
 from tests.faults import invariants
-from tests.faults.cluster import QUICK, Cluster, cluster
+from tests.faults.cluster import STEADY, Cluster, cluster
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.script import Script
 
@@ -43,12 +43,12 @@ def proxied(tmp_path: Path, postgres_database: str, empty_redis: str, way: Proxy
 
 def test_a_database_that_falls_silent_ends_the_job_before_its_lease(proxied: Cluster, way: Proxy) -> None:
     """Connections stay open and nobody answers, which no time-out of TCP notices."""
-    proxied.worker()
+    lease = 12.0  # a fifth of it is left when the process is to be gone, for a busy machine to notice
+    proxied.worker(ELDER_LEASE_SECONDS=str(lease))
     job_id = proxied.submit(Script(endless_attempts=1))
     proxied.until(lambda: proxied.job(job_id).stage, lambda stage: stage == "regularizing")
     runner = proxied.runner_of(job_id)
     assert runner is not None
-    lease = float(QUICK["ELDER_LEASE_SECONDS"])
     way.freeze()
     frozen = time.monotonic()
     psutil.wait_procs([runner], timeout=lease)
@@ -65,7 +65,7 @@ def test_a_database_that_falls_silent_ends_the_job_before_its_lease(proxied: Clu
 
 @pytest.mark.parametrize("delivered", [True, pytest.param(False, marks=pytest.mark.faults)], ids=["committed", "not"])
 def test_a_claim_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, delivered: bool) -> None:
-    worker = proxied.worker()
+    worker = proxied.worker(**STEADY)
     way.lose_answer_after(b"job.started", b"COMMIT", delivered=delivered)
     job_id = proxied.submit()
     proxied.ended(job_id)
@@ -77,7 +77,7 @@ def test_a_claim_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, del
 
 @pytest.mark.parametrize("delivered", [True, pytest.param(False, marks=pytest.mark.faults)], ids=["committed", "not"])
 def test_a_last_update_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, delivered: bool) -> None:
-    proxied.worker()
+    proxied.worker(**STEADY)
     way.lose_answer_after(b"job.succeeded", b"COMMIT", delivered=delivered)
     job_id = proxied.submit()
     assert proxied.ended(job_id).attempt == 1
@@ -101,11 +101,11 @@ def test_a_crash_of_postgres(tmp_path: Path, empty_redis: str) -> None:
     with servers.postgres_folder() as folder, ExitStack() as stack:
         first = stack.enter_context(servers.postgres_on(folder, port, durable=True))
         made = stack.enter_context(cluster(tmp_path, first.url, empty_redis))
-        made.worker(ELDER_LEASE_SECONDS="20")
+        made.worker(**STEADY)
         running, waiting = made.submit(Script(endless_attempts=1)), made.submit()
         made.until(lambda: made.job(running).stage, lambda stage: stage == "regularizing")
         first.process.send_signal(signal.SIGQUIT)
-        first.process.wait(15)
+        first.process.wait(made.patience_seconds)
         with servers.postgres_on(folder, port, durable=True):
             runner = made.runner_of(running)
             assert runner is not None, "the job's process did not outlive the crash"

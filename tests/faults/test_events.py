@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from tests.faults import invariants
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import STEADY, Cluster
 from tests.faults.script import Script
 from tests.integration.service import Service, start_api, stop
 
@@ -62,7 +62,7 @@ def events_of(answer: httpx2.Response) -> Iterator[tuple[int, str]]:
 
 def test_each_event_is_seen_once(either: Cluster, api: Service) -> None:
     """By readers that come before the job starts, and are there while it is cancelled."""
-    either.worker()
+    either.worker(**STEADY)
     either.gates.hold("regularizing")
     jobs = [either.submit(Script(step_seconds=0.05)) for _ in range(2)]
     with ThreadPoolExecutor(READERS) as pool:

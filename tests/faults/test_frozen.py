@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.faults import invariants
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import STEADY, Cluster
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_what_it_writes_late_is_refused(production: Cluster, point: str) -> None
     for process in asleep:
         process.suspend()
     production.gates.open(point)
-    production.worker()
+    production.worker(**STEADY)
     assert production.ended(job_id).attempt == 2
     before = production.events(job_id)
     for process in asleep:
@@ -52,7 +52,7 @@ def test_only_its_supervisor_stands_still(production: Cluster) -> None:
     job_id = production.submit()
     production.reached("mid-upload")
     worker.suspend()
-    production.worker()
+    production.worker(**STEADY)
     production.until(lambda: production.job(job_id).attempt, lambda attempt: attempt == 2)
     production.gates.open("mid-upload")
     assert production.ended(job_id).attempt == 2

@@ -47,7 +47,7 @@ from worker.supervisor import Supervisor
 
 __all__ = ["database_url", "sessions"]
 
-ROUNDS = 40
+ROUNDS = 400
 SHORT = {"claim", "succeed", "put"}
 STORAGE = ("put", "path", "read", "delete_prefix", "list_prefixes")
 Target = tuple[Any, str]
@@ -149,7 +149,7 @@ def test_a_fault_anywhere_costs_no_job(
     target: Target, *, before: bool,
 ) -> None:  # fmt: skip
     settings = Settings(
-        data_dir=tmp_path / "data", database_url=database_url, retry_delay_seconds=0, lease_seconds=0.4,
+        data_dir=tmp_path / "data", database_url=database_url, retry_delay_seconds=0, lease_seconds=3,
         heartbeat_seconds=0.01, cancel_poll_seconds=0.01, maintenance_seconds=0.01, max_running_per_owner=5,
     )  # fmt: skip
     jobs = [submit(sessions, max_attempts=9) for _ in range(2)]

@@ -7,7 +7,7 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from tests.faults import invariants
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import STEADY, Cluster
 from tests.faults.script import Script
 
 IN_THE_JOB = ("selecting", "mid-upload", "uploaded")
@@ -22,7 +22,7 @@ def strike(cluster: Cluster, point: str, victim: str) -> None:
     victims = {"runner": [held], "supervisor": [worker], "group": everything}[victim]
     for process in victims:
         process.kill()
-    psutil.wait_procs(victims, timeout=10)
+    psutil.wait_procs(victims, timeout=cluster.patience_seconds)
     cluster.gates.open(point)
 
 
@@ -39,12 +39,12 @@ def blows(points: tuple[str, ...], victims: tuple[str, ...]) -> list[ParameterSe
 
 @pytest.mark.parametrize(("point", "victim"), blows(IN_THE_JOB, ("runner", "supervisor", "group")))
 def test_killed_within_the_job(either: Cluster, point: str, victim: str) -> None:
-    either.worker()
+    either.worker(**(STEADY if victim == "runner" else {}))
     either.gates.hold(point)
     job_id = either.submit()
     strike(either, point, victim)
     if victim != "runner":
-        either.worker()
+        either.worker(**STEADY)
     assert (either.ended(job_id).status, either.job(job_id).attempt) == ("succeeded", 2)
     assert either.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started", "job.succeeded"]
     assert invariants.check(either) == {"succeeded": 1}
@@ -56,7 +56,7 @@ def test_killed_within_the_supervisor(either: Cluster, point: str, victim: str) 
     either.gates.hold(point)
     job_id = either.submit(Script())
     strike(either, point, victim)
-    either.worker()
+    either.worker(**STEADY)
     attempts = 1 if point == "after-last-update" else 2
     assert (either.ended(job_id).status, either.job(job_id).attempt) == ("succeeded", attempts)
     assert invariants.check(either) == {"succeeded": 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults import invariants
-from tests.faults.cluster import MAX_ATTEMPTS, Cluster
+from tests.faults.cluster import MAX_ATTEMPTS, STEADY, Cluster
 from tests.faults.faulty_storage import Fault
 from tests.faults.script import Script
 
@@ -20,14 +20,14 @@ SHORT = {Fault.WRITES_HALF, Fault.LOSES_THE_ANSWER}
     "fault", [pytest.param(one, marks=() if one in SHORT else pytest.mark.faults) for one in Fault]
 )
 def test_what_goes_wrong_twice_costs_nothing(production: Cluster, fault: Fault) -> None:
-    production.worker(**{FAULT: f"{fault}:2"})
+    production.worker(**STEADY, **{FAULT: f"{fault}:2"})
     assert production.ended(production.submit()).attempt == 1
     assert invariants.check(production) == {"succeeded": 1}
 
 
 @pytest.mark.faults
 def test_what_goes_wrong_for_good_fails_the_job_with_its_reason(production: Cluster) -> None:
-    broken = production.worker(**{FAULT: f"{Fault.FULL}:{FOR_GOOD}"}, ELDER_LEASE_SECONDS="20")
+    broken = production.worker(**STEADY, **{FAULT: f"{Fault.FULL}:{FOR_GOOD}"})
     row = production.ended(production.submit(max_attempts=1))
     assert row.status == "failed"
     assert row.error is not None
@@ -40,7 +40,7 @@ def test_what_goes_wrong_for_good_fails_the_job_with_its_reason(production: Clus
 
 
 def test_a_full_disk_fails_its_job_and_no_other(either: Cluster) -> None:
-    either.worker()
+    either.worker(**STEADY)
     full, others = either.submit(Script(full_disk=True)), [either.submit() for _ in range(3)]
     row = either.ended(full)
     assert (row.status, row.attempt) == ("failed", MAX_ATTEMPTS)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, MetaData, Table, inspect, update
 from elder_service.db.schema import downgrade, expected_head, migrate
 from elder_service.ids import new_id
 from tests.faults import invariants
-from tests.faults.cluster import MAX_ATTEMPTS, Cluster
+from tests.faults.cluster import MAX_ATTEMPTS, STEADY, Cluster
 from tests.faults.script import Script
 
 BEFORE = "0001"
@@ -78,7 +78,7 @@ def before(engine: Engine) -> Before:
 
 def test_old_and_new_side_by_side(either: Cluster, before: Before) -> None:
     assert "owner" not in before.jobs.c
-    either.worker()
+    either.worker(**STEADY)
     waiting, lost = before.submit(), before.submit()
     before.claim_and_die(lost)
     assert (either.ended(waiting).attempt, either.job(waiting).owner) == (1, "default")
@@ -89,23 +89,20 @@ def test_old_and_new_side_by_side(either: Cluster, before: Before) -> None:
 
 
 def test_down_and_up_again_with_live_rows(either: Cluster, engine: Engine) -> None:
-    lease = {
-        "ELDER_LEASE_SECONDS": "20"
-    }  # a worker that stalls on a busy machine does not lose it: a drain is asked for
-    worker = either.worker(**lease)
+    worker = either.worker(**STEADY)
     done, running, queued = either.submit(), either.submit(Script(endless_attempts=1)), None
     either.ended(done)
     either.until(lambda: either.job(running).stage, lambda stage: stage == "regularizing")
     queued = either.submit(owner="anna")
     worker.terminate()
-    worker.wait(20)
+    worker.wait(either.patience_seconds)
     downgrade(engine, BEFORE)
     assert {column["name"] for column in inspect(engine).get_columns("jobs")}.isdisjoint({"owner", "needs_device"})
     old = Before(engine)
     older = old.submit()
     migrate(engine)
     assert expected_head() != BEFORE
-    either.worker(**lease)
+    either.worker(**STEADY)
     for job_id in (running, queued, older):
         assert either.ended(job_id).status == "succeeded"
     assert either.job(running).failures == 0

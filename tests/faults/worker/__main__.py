@@ -8,12 +8,15 @@ from elder_service import logging
 from elder_service.db import engine
 from elder_service.settings import load_settings
 from tests.faults import gates
-from worker import app, forkserver
+from worker import app, attempt, child, forkserver
 from worker.attempt import Attempt
 from worker.supervisor import Supervisor
 
 FAKE = ("worker.forkserver_guard", "tests.faults.worker.fake_pipeline", "worker.runner")
 SWEEP_SECONDS = 0.5
+# Ends to waiting that a busy machine, which stands still now and then, is not to reach.
+DRAIN_NOTICE_SECONDS = 10.0  # between two signals to one service
+DEATH_SECONDS = 20.0  # from the end of a process's pipe to its own
 IDLE_TRANSACTION_SECONDS = 1  # half of the lease, as in the product
 
 
@@ -22,6 +25,8 @@ def main() -> None:
     logging.configure(settings.log_level)
     forkserver.PRELOADED = FAKE
     app.SWEEP_SECONDS = SWEEP_SECONDS
+    attempt.DRAIN_NOTICE_SECONDS = DRAIN_NOTICE_SECONDS
+    child.DEATH_SECONDS = DEATH_SECONDS
     engine.IDLE_TRANSACTION_SECONDS = IDLE_TRANSACTION_SECONDS
     _hold_supervisor(gates.of_this_process())
     app.run_worker(settings)

@@ -38,10 +38,22 @@ def test_a_key_is_for_one_body_with_its_needs(client: TestClient) -> None:
     assert refuse(client, JOB, **key)["code"] == "idempotency_mismatch"
 
 
+def test_owners_who_use_the_same_key_see_nothing_of_each_other(client: TestClient) -> None:
+    def post(owner: str, **body: Any) -> tuple[int, str]:
+        headers = {"Idempotency-Key": "nightly", "X-Elder-Owner": owner}
+        answer = client.post("/v1/jobs", json={**JOB, **body}, headers=headers)
+        return answer.status_code, answer.json()["id"]
+
+    (first, mine), (second, theirs) = post("anna"), post("ben", seed=1)
+    assert (first, second) == (201, 201)
+    assert mine != theirs
+    assert (post("anna"), post("ben", seed=1)) == ((200, mine), (200, theirs))
+
+
 def test_a_waiting_job_says_what_for(client: TestClient, services: Services) -> None:
     job = submit(client, needs={"device": "cuda", "memory_bytes": 80_000_000_000})
     assert job["waiting_for"] == "No worker is running."
-    assert job["estimated_start_at"] is None
+    assert (job["queue_position"], job["estimated_start_at"]) == (None, None)
     with services.sessions.begin() as session:
         workers.register(session, "host:1", Capacity(Device.CUDA, 24 * 10**9, "NVIDIA A10"), 60)
     [worker] = client.get("/v1/workers").json()["data"]
@@ -50,3 +62,4 @@ def test_a_waiting_job_says_what_for(client: TestClient, services: Services) -> 
     assert told.startswith("It needs a worker with a GPU and 80 GB of memory; the largest has 24 GB.")
     assert told in client.get(f"/jobs/{job['id']}").text
     assert client.get("/v1/jobs").json()["data"][0]["waiting_for"] == told
+    assert submit(client, needs={"device": "cuda", "memory_bytes": 10**9})["queue_position"] == 1

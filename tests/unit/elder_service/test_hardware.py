@@ -101,10 +101,10 @@ def test_claimers_that_race_keep_to_the_limit(sessions: SessionFactory) -> None:
 
 def test_a_waiting_job_says_that_there_is_no_worker_for_it(sessions: SessionFactory) -> None:
     job_id = submit(sessions, needs=Needs(Device.CUDA, 100 * 10**9))
-    assert outlook(sessions, job_id) == Outlook(1, None, "No worker is running.")
+    assert outlook(sessions, job_id) == Outlook(None, None, "No worker is running.")
     register(sessions, SMALL)
     assert outlook(sessions, job_id) == Outlook(
-        1,
+        None,
         None,
         "It needs a worker with a GPU and 100 GB of memory; none is of that kind. It starts when such a worker is "
         "there.",
@@ -121,22 +121,60 @@ def test_a_start_is_estimated_from_how_long_jobs_took(sessions: SessionFactory) 
     done, running, *queued = [submit(sessions) for _ in range(5)]
     register(sessions, SMALL, LARGE)
     assert claim(sessions) == done
-    seen = outlook(sessions, queued[0])
-    assert seen is not None
-    assert seen.starts_at is None, "no job has ever ended: nothing is known"
-    with sessions.begin() as session:
-        attempts.succeed(session, held(session, done), Outcome({}))
-        row = repository.get(session, done)
-        assert row.finished_at is not None
-        row.started_at = row.finished_at - timedelta(seconds=100)
+    assert outlook(sessions, queued[0]) == Outlook(2), "no job has ever ended: nothing is known"
+    succeed_after(sessions, done, seconds=100)
     assert claim(sessions) == running
+    # one worker is free at once, the other after the running job, then the first again
+    assert waits(sessions, running, queued) == {1: 0, 2: 100, 3: 100}
+
+
+def succeed_after(sessions: SessionFactory, job_id: str, seconds: float) -> None:
+    with sessions.begin() as session:
+        attempts.succeed(session, held(session, job_id), Outcome({}))
+        row = repository.get(session, job_id)
+        assert row.finished_at is not None
+        row.started_at = row.finished_at - timedelta(seconds=seconds)
+
+
+def waits(sessions: SessionFactory, running: str, queued: list[str]) -> dict[int | None, float | None]:
+    """Position and seconds until the start of each, at the moment when `running` was started."""
     with sessions.begin() as session:
         now = repository.get(session, running).started_at
         assert now is not None
         found = outlooks(session, [repository.get(session, job_id) for job_id in queued], now, None)
-    waits = [(found[job_id].starts_at or now) - now for job_id in queued]
-    # one worker is free at once, the other after the running job, then the first again
-    assert [wait.total_seconds() for wait in waits] == [0, 100, 100]
+    return {
+        seen.position: (seen.starts_at - now).total_seconds() if seen.starts_at else None
+        for seen in (found[job_id] for job_id in queued)
+    }
+
+
+def test_only_workers_that_can_hold_a_job_and_jobs_that_want_them_count(sessions: SessionFactory) -> None:
+    """A queue for the one small worker, which is busy, does not delay what the large one alone can hold."""
+    done, running = submit(sessions), submit(sessions)
+    small = [submit(sessions, needs=Needs(Device.CPU)) for _ in range(3)]
+    large = [submit(sessions, needs=Needs(Device.CUDA, 50 * 10**9)) for _ in range(2)]
+    anywhere = submit(sessions)
+    nowhere = submit(sessions, needs=Needs(None, 81 * 10**9))
+    register(sessions, LARGE, SMALL)  # worker-0 and worker-1, who claims
+    assert claim(sessions) == done
+    succeed_after(sessions, done, seconds=100)
+    assert claim(sessions) == running
+    assert waits(sessions, running, small) == {1: 100, 2: 200, 3: 300}
+    assert waits(sessions, running, large) == {1: 0, 2: 100}
+    assert waits(sessions, running, [anywhere]) == {6: 300}  # after five, on two workers
+    assert waits(sessions, running, [nowhere]) == {None: None}
+
+
+def test_a_worker_that_is_gone_starts_nothing(sessions: SessionFactory) -> None:
+    done, running, queued = (submit(sessions) for _ in range(3))
+    assert claim(sessions) == done
+    succeed_after(sessions, done, seconds=100)
+    assert claim(sessions) == running
+    register(sessions, SMALL, SMALL)
+    assert waits(sessions, running, [queued]) == {1: 0}
+    with sessions.begin() as session:
+        workers.register(session, "worker-0", SMALL, -1)
+    assert waits(sessions, running, [queued]) == {1: 100}
 
 
 def test_a_worker_that_falls_silent_is_not_there(sessions: SessionFactory) -> None:

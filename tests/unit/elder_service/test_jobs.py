@@ -85,7 +85,8 @@ def test_priority_goes_before_age(sessions: SessionFactory) -> None:
     low, old, new, high = (submit(sessions, priority=priority) for priority in ("low", "normal", "normal", "high"))
     with sessions.begin() as session:
         rows = [repository.get(session, job_id) for job_id in (high, old, new, low)]
-        assert repository.queue_positions(session, rows) == {high: 1, old: 2, new: 3, low: 4}
+        before = repository.queued_before(session, rows)
+    assert {job_id: sum(counts.values()) for job_id, counts in before.items()} == {high: 0, old: 1, new: 2, low: 3}
     assert [must_claim(sessions).job_id for _ in range(4)] == [high, old, new, low]
 
 
@@ -257,6 +258,14 @@ def test_an_idempotency_key_makes_one_job(sessions: SessionFactory) -> None:
     with pytest.raises(IdempotencyMismatch, match="'k'"):
         submit(sessions, idempotency_key="k", priority="high")
     assert submit(sessions, idempotency_key="other") != first
+
+
+def test_an_idempotency_key_is_its_owners_own(sessions: SessionFactory) -> None:
+    mine, theirs = (submit(sessions, idempotency_key="k", owner=owner) for owner in ("anna", "ben"))
+    assert mine != theirs
+    assert submit(sessions, idempotency_key="k", owner="anna") == mine
+    assert submit(sessions, idempotency_key="k", owner="ben") == theirs
+    assert submit(sessions, idempotency_key="k", owner="carl", priority="high") not in {mine, theirs}
 
 
 def test_list_pages_from_newest_to_oldest(sessions: SessionFactory) -> None:

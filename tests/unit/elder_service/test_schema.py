@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import delete, inspect, text
+from sqlalchemy import Engine, delete, inspect, text, update
 
 from elder_service.db import schema
 from elder_service.db.engine import make_engine, make_sessions
-from elder_service.db.models import Base, JobRow
+from elder_service.db.models import Base, IdempotencyRow, JobRow
 from elder_service.db.schema import check_head, downgrade, expected_head, migrate
 from elder_service.errors import SchemaMismatch
 from elder_service.jobs import repository
@@ -42,6 +43,42 @@ def test_another_head_is_refused_with_the_way_out(database_url: str) -> None:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SchemaMismatch, match="9999"):
         check_head(engine)
+    engine.dispose()
+
+
+def keys(engine: Engine) -> list[tuple[str, str]]:
+    """Key and job of every idempotency record, oldest first."""
+    with engine.connect() as connection:
+        return [
+            (row.key, row.job_id)
+            for row in connection.execute(text("SELECT key, job_id FROM idempotency_keys ORDER BY created_at, job_id"))
+        ]
+
+
+def test_keys_become_their_owners_own_and_back(database_url: str) -> None:
+    engine = make_engine(database_url)
+    migrate(engine)
+    sessions = make_sessions(engine)
+    first = submit(sessions, idempotency_key="k", owner="anna")
+    downgrade(engine, "0002")
+    migrate(engine)
+    assert submit(sessions, idempotency_key="k", owner="anna") == first
+    others = {owner: submit(sessions, idempotency_key="k", owner=owner) for owner in ("ben", "default")}
+    alone = submit(sessions, idempotency_key="only", owner="ben")
+    assert len({first, alone, *others.values()}) == 4
+    with engine.begin() as connection:  # in the same moment, as a busy minute may have it
+        connection.execute(
+            update(IdempotencyRow).where(IdempotencyRow.owner != "anna").values(created_at=datetime.now(UTC))
+        )
+    downgrade(engine, "0002")
+    assert keys(engine) == [("k", first), ("only", alone)]
+    assert inspect(engine).get_pk_constraint("idempotency_keys")["constrained_columns"] == ["key"]
+    migrate(engine)
+    assert inspect(engine).get_pk_constraint("idempotency_keys")["constrained_columns"] == ["owner", "key"]
+    assert submit(sessions, idempotency_key="k", owner="anna") == first
+    with sessions.begin() as session:  # what refers to a job still goes with it
+        session.execute(delete(JobRow))
+    assert keys(engine) == []
     engine.dispose()
 
 

@@ -101,6 +101,66 @@ def test_a_put_that_fails_leaves_the_source_and_nothing_else(
     assert storage.read("jobs/a") == b"abc"
 
 
+@pytest.mark.parametrize("disk", ["one", "another"])
+def test_a_put_that_fails_at_its_very_end_can_be_made_again(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, disk: str
+) -> None:
+    """The file is in its place by then, but it is not known whether it would outlive a power cut."""
+    if disk == "another":
+        request.getfixturevalue("other_disk")
+    source, target = tmp_path / "x", tmp_path / "store" / "jobs" / "a"
+    source.write_bytes(b"abc")
+    digest, failures = file_sha256(source), [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+    def fails_once(path: Path) -> None:
+        if path == target.parent and target.exists() and failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(local, "sync", fails_once)
+    with pytest.raises(StorageFailed, match="Could not store jobs/a: Input/output error"):
+        storage.put("jobs/a", source, digest)
+    assert source.read_bytes() == b"abc"
+    storage.put("jobs/a", source, digest)
+    assert storage.read("jobs/a") == b"abc"
+    assert [path.name for path in target.parent.iterdir()] == ["a"]
+
+
+def test_two_who_put_the_same_key_at_once_do_not_disturb_each_other(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of the journal, by an attempt that lost its job and by the one that has it."""
+    slow, quick = tmp_path / "slow", tmp_path / "quick"
+    slow.write_bytes(b"abc")
+    quick.write_bytes(b"abcdef")
+    digests = {path: file_sha256(path) for path in (slow, quick)}
+
+    def meanwhile(path: Path) -> str:
+        if quick.exists():
+            monkeypatch.setattr(local, "file_sha256", file_sha256)
+            storage.put("jobs/a", quick, digests[quick])
+        return file_sha256(path)
+
+    monkeypatch.setattr(local, "file_sha256", meanwhile)
+    storage.put("jobs/a", slow, digests[slow])
+    assert storage.read("jobs/a") == b"abc"
+    assert [path.name for path in (tmp_path / "store" / "jobs").iterdir()] == ["a"]
+
+
+def test_what_is_stored_outlives_a_power_cut_by_name_too(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders that are new, each named in the one above."""
+    synced: list[Path] = []
+    monkeypatch.setattr(local, "sync", synced.append)
+    put(storage, "jobs/a/attempt-1/x", tmp_path / "x")
+    root = tmp_path / "store"
+    assert synced[:4] == [tmp_path, root, root / "jobs", root / "jobs" / "a"]
+    assert synced[-1] == root / "jobs" / "a" / "attempt-1"
+    synced.clear()
+    put(storage, "jobs/a/attempt-1/y", tmp_path / "x")
+    assert len(synced) == 2  # the file and its name
+
+
 def test_what_is_not_what_it_should_be_is_not_stored(storage: LocalStorage, tmp_path: Path) -> None:
     source = tmp_path / "x"
     source.write_bytes(b"abc")

@@ -39,14 +39,16 @@ class FakeChild:
 
     connection: Connection
     theirs: Connection
+    outcome: Outcome | None = None
     stopped: list[float] = field(default_factory=list)
     kept: bool = False
     killed: bool = False
 
-    def stop(self, grace_seconds: float, meanwhile: Callable[[], None], *, keep: bool = False) -> None:
+    def stop(self, grace_seconds: float, meanwhile: Callable[[], None], *, keep: bool = False) -> Outcome | None:
         self.stopped.append(grace_seconds)
         meanwhile()
         self.kept = keep
+        return self.outcome
 
     def kill(self) -> None:
         self.killed = True
@@ -306,6 +308,21 @@ def test_drain_gives_the_job_back(settings: Settings, sessions: SessionFactory, 
     row = job(sessions, held)
     assert (row.status, row.failures) == (Status.QUEUED, 0)
     assert child.kept
+
+
+@pytest.mark.parametrize("why", ["drain", "time-out"])
+def test_a_run_that_was_over_when_it_was_told_to_stop_has_succeeded(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild, why: str
+) -> None:
+    held = claimed(sessions, max_runtime_seconds=0 if why == "time-out" else None)
+    draining = threading.Event()
+    if why == "drain":
+        draining.set()
+    child.outcome = Outcome(result={"removed_layers": [1]})
+    assert attempt(settings, sessions, held, pulse, draining).run(lambda: child)
+    row = job(sessions, held)
+    assert (row.status, row.result) == (Status.SUCCEEDED, {"removed_layers": [1]})
+    assert child.stopped
 
 
 def test_a_cancelled_job_is_over_within_three_seconds() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from elder_core.inspection import Sources
-from elder_core.spec import JobSpec, ModelRef
+from elder_core.spec import JobSpec, ModelRef, Progress, Stage
+from elder_service.jobs.attempts import Outcome
 from worker import child as module
 from worker.child import DISCARD, Assignment, Child, log_tail
 
@@ -53,6 +54,16 @@ def talkative(_: Assignment, connection: Connection) -> None:
     connection.send(bytes(1_000_000))
 
 
+def quick(_: Assignment, connection: Connection) -> None:
+    """Be done, before anybody has read a word."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.setsid()
+    for step in range(3):
+        connection.send(Progress(stage=Stage.EVALUATING, step=step, total=3))
+    connection.send(Outcome(result={"removed_layers": [3]}))
+    connection.close()
+
+
 def started(monkeypatch: pytest.MonkeyPatch, assignment: Assignment) -> Child:
     """A child that is silent by now."""
     monkeypatch.setattr(module, "child_main", silent)
@@ -91,6 +102,18 @@ def test_a_full_pipe_does_not_hold_a_process_that_stops(
     child.stop(60, lambda: None, keep=True)
     _, details = child.death()
     assert details["exit_code"] == 0
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "still there"])
+def test_an_outcome_that_nobody_has_read_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, assignment: Assignment, *, gone: bool
+) -> None:
+    monkeypatch.setattr(module, "child_main", quick)
+    child = Child(multiprocessing.get_context("spawn"), assignment)  # type: ignore[arg-type]
+    assert child.connection.poll(60)
+    if gone:
+        child._process.join()
+    assert child.stop(60, lambda: None, keep=True) == Outcome(result={"removed_layers": [3]})
 
 
 def test_the_tail_of_a_log_is_text_that_a_database_keeps(tmp_path: Path) -> None:

@@ -90,24 +90,49 @@ def test_a_journal_goes_when_its_job_has_ended(
 ) -> None:
     submit(sessions)
     held = claim(sessions)
-    prefixes = [journal_prefix(held.job_id), journal_prefix("job_unknown")]
+    journal = settings.artifacts_dir / journal_prefix(held.job_id)
     settings.data_dir.mkdir(exist_ok=True)
-    for prefix in prefixes:
-        page = settings.data_dir / "page"
-        page.write_bytes(b"abc")
-        storage.put(f"{prefix}/page", page, file_sha256(page))
+    page = settings.data_dir / "page"
+    page.write_bytes(b"abc")
+    storage.put(f"{journal_prefix(held.job_id)}/page", page, file_sha256(page))
 
     maintenance.sweep()
-    there = [(settings.artifacts_dir / prefix).exists() for prefix in prefixes]
+    there = [journal.exists()]
     with sessions.begin() as session:
         attempts.give_back(session, held)
     maintenance.sweep()
-    there.append((settings.artifacts_dir / prefixes[0]).exists())
+    there.append(journal.exists())
     succeed(sessions, claim(sessions), write_file(storage, settings, held))
     maintenance.sweep()
-    there.append((settings.artifacts_dir / prefixes[0]).exists())
+    there.append(journal.exists())
 
-    assert there == [True, False, True, False]
+    assert there == [True, True, False]
+
+
+def test_a_worker_with_another_database_deletes_nothing(
+    settings: Settings, sessions: SessionFactory, storage: LocalStorage, tmp_path: Path
+) -> None:
+    """As one that was started without ELDER_DATABASE_URL, on the data of those that have it."""
+    submit(sessions)
+    done = claim(sessions)
+    succeed(sessions, done, write_file(storage, settings, done))
+    submit(sessions)
+    running = claim(sessions)
+    write_file(storage, settings, running)
+    kept = [
+        settings.artifacts_dir / attempt_prefix(done.job_id, 1) / "model" / "x",
+        settings.artifacts_dir / attempt_prefix(running.job_id, 1) / "model" / "x",
+        settings.artifacts_dir / journal_prefix(running.job_id) / "page",
+        settings.scratch_dir / attempt_prefix(running.job_id, 1) / "log.txt",
+    ]
+    for path in kept[2:]:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    other = make_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    migrate(other)
+    Maintenance(settings, make_sessions(other), storage, Celery(set_as_current=False)).sweep()
+    assert all(path.is_file() for path in kept)
+    other.dispose()
 
 
 def test_a_folder_that_is_no_attempts_stays(maintenance: Maintenance, settings: Settings) -> None:
@@ -160,7 +185,7 @@ def test_scratch_space_goes_with_the_attempt_and_leaves_no_empty_folder(
     submit(sessions)
     held = claim(sessions)
     running = scratch(held.job_id, held.attempt)
-    lost = scratch("job_gone", 1)
+    lost = scratch(submit(sessions), 1)
     empty = settings.scratch_dir / "jobs" / "job_empty"
     empty.mkdir()
     maintenance.sweep()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from elder_service.settings import Settings
 from elder_service.storage.local import LocalStorage
 from tests.unit.elder_service.conftest import submit
 from worker import supervisor as module
-from worker.app import Repeat
 from worker.child import Assignment
 from worker.pulse import Pulse, pulse_of
 from worker.supervisor import Supervisor
@@ -108,6 +106,37 @@ def test_after_an_attempt_that_failed_torch_is_loaded_before_the_next_claim(
     assert fork_server.warmed_up == 3
 
 
+def test_a_worker_that_is_stopped_while_it_loads_torch_claims_nothing(
+    supervisor: Supervisor, fork_server: FakeForkServer, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (submit(sessions, max_attempts=1) for _ in range(2))
+    monkeypatch.setattr(fork_server, "warm_up", supervisor.drain)
+    assert supervisor.run_available() == 1  # after which torch is loaded anew
+    with sessions.begin() as session:
+        states = [repository.get(session, job_id).status for job_id in (first, second)]
+        assert states == [Status.FAILED, Status.QUEUED]
+        assert repository.get(session, second).attempt == 0
+
+
+def test_a_worker_that_leaves_gives_back_a_claim_whose_answer_was_lost(
+    supervisor: Supervisor, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(sessions, max_attempts=1)
+
+    def committed_unheard() -> None:
+        with sessions.begin() as session:
+            assert attempts.claim(session, supervisor.owner, 60)
+        raise OperationalError("COMMIT", {}, Exception("the connection broke"))
+
+    monkeypatch.setattr(supervisor, "_claim", committed_unheard)
+    assert supervisor.run_available() == 0
+    supervisor.drain()
+    supervisor.leave()
+    with sessions.begin() as session:
+        row = repository.get(session, job_id)
+        assert (row.status, row.failures) == (Status.QUEUED, 0)
+
+
 def test_a_hint_that_comes_just_after_the_last_look_is_not_lost(
     supervisor: Supervisor, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,18 +185,3 @@ def test_a_look_that_fails_is_no_sign_of_life(
         assert not pulse.path.exists()
     supervisor.run_available()
     assert pulse.path.exists()
-
-
-def test_a_timer_goes_on_after_any_fault() -> None:
-    stop, calls = threading.Event(), []
-
-    def action() -> None:
-        calls.append(len(calls))
-        if len(calls) == 3:
-            stop.set()
-        raise (TypeError, KeyError, AssertionError)[len(calls) - 1]
-
-    timer = Repeat("test", 0.001, stop, action)
-    timer.start()
-    timer.join(30)
-    assert calls == [0, 1, 2]
