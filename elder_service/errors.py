@@ -112,9 +112,10 @@ class RunnerError(ElderError):
 
 
 class UnreadableSpec(RunnerError):
-    """The job's specification, as it is stored, means nothing to this version of the service."""
+    """The job's specification, as it is stored, means nothing to this version of the service; it may to a newer."""
 
     code = "unreadable_spec"
+    retryable = True
 
 
 class StartFailed(RunnerError):

@@ -28,6 +28,7 @@ from elder_service.jobs.text import storable
 from elder_service.storage.base import StoredFile
 
 MOST_DELAY_SECONDS = 3600.0
+UNREADABLE_DELAY_SECONDS = 30.0
 
 
 class LeaseLost(Exception):  # an ending, not an error
@@ -64,7 +65,8 @@ def claim(
     One that needs more than `capacity` is left for another worker, and one of an owner who has
     `max_running_per_owner` jobs running for later.
 
-    A job that this version cannot read fails here and now: left alone it would stay first in the queue for ever.
+    A job that this version cannot read is put back for a while, since a worker of a newer one may be there soon, and
+    fails after its last attempt: left alone it would stay first in the queue for ever.
     """
     now = database_now(session)
     while (row := repository.next_claimable(session, now, capacity, max_running_per_owner)) is not None:
@@ -72,7 +74,7 @@ def claim(
         try:
             spec = JobSpec.model_validate(row.spec)
         except ValidationError as error:
-            _failed(session, row, _unreadable(error), 0, {})
+            _failed(session, row, _unreadable(error), UNREADABLE_DELAY_SECONDS, {})
             continue
         return Claim(row.id, row.attempt, spec, row.max_runtime_seconds)
     return None
@@ -94,7 +96,7 @@ def _unreadable(error: ValidationError) -> UnreadableSpec:
     where = ".".join(map(str, first["loc"])) or "the whole of it"
     return UnreadableSpec(
         f"This version of the service cannot read the job's specification: {where}: {first['msg']}. "
-        "Another version wrote it; submit the job again."
+        "Another version wrote it: let no worker of an older version run, and submit the job again if it has failed."
     )
 
 

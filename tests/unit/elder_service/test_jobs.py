@@ -90,18 +90,25 @@ def test_priority_goes_before_age(sessions: SessionFactory) -> None:
     assert [must_claim(sessions).job_id for _ in range(4)] == [high, old, new, low]
 
 
-def test_a_job_that_this_version_cannot_read_fails_and_holds_up_nobody(sessions: SessionFactory) -> None:
-    newer, next_one = submit(sessions), submit(sessions)
+def test_a_job_that_this_version_cannot_read_waits_for_another_worker_and_holds_up_nobody(
+    sessions: SessionFactory,
+) -> None:
+    newer, next_one = submit(sessions, max_attempts=2), submit(sessions)
     with sessions.begin() as session:
         row = repository.get(session, newer)
         row.spec = {**row.spec, "method": {"name": "a method of next year"}}
     assert must_claim(sessions).job_id == next_one
+    assert job(sessions, newer).status == Status.QUEUED
+    assert claim(sessions) is None, "it would be claimed at once by the worker that cannot read it"
+    with sessions.begin() as session:
+        repository.get(session, newer).available_at -= timedelta(seconds=attempts.UNREADABLE_DELAY_SECONDS)
+    assert claim(sessions) is None
     row = job(sessions, newer)
     assert row.status == Status.FAILED
     assert row.error is not None
     assert row.error["code"] == "unreadable_spec"
     assert "method" in row.error["message"]
-    assert log(sessions, newer) == ["job.created", "job.started", "job.failed"]
+    assert log(sessions, newer) == ["job.created", "job.started", "job.requeued", "job.started", "job.failed"]
 
 
 def test_claimers_that_race_never_share_a_job(sessions: SessionFactory) -> None:
