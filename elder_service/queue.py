@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import KombuError
 
+from elder_service import folder_broker
 from elder_service.settings import Settings
 
 HINT_TASK = "elder.run_next_job"
@@ -29,7 +30,7 @@ def make_celery(settings: Settings, *, only_sends: bool = False) -> Celery:
     """`only_sends`: for a process that listens to nothing, and whose callers wait while it sends."""
     app = Celery("elder", set_as_current=False)
     app.conf.update(
-        broker_url=settings.broker_url or "filesystem://",
+        broker_url=settings.broker_url or f"{folder_broker.SCHEME}://",
         broker_transport_options=_transport_options(settings, only_sends=only_sends),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

@@ -177,6 +177,7 @@ RARE = {
     "give_back",
     "give_back_unknown",
     "held_by",
+    "hint_lost",
     "cancelled",
     "lease_expired",
     "leave",

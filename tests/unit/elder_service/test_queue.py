@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from queue import Empty
 
 import pytest
 from celery import Celery
@@ -67,3 +68,15 @@ def test_a_worker_drops_a_hint_that_is_too_old(
 
 def test_a_hint_lives_no_longer_than_until_the_next_one() -> None:
     assert HINT_AGAIN.total_seconds() >= queue.HINT_LIFE_SECONDS
+
+
+def test_a_message_that_is_not_whole_is_passed_over(tmp_path: Path) -> None:
+    """As a sender leaves it that was killed between making the file and writing it: it ended the worker."""
+    settings = Settings(data_dir=tmp_path)
+    app = queue.make_celery(settings)
+    with app.connection_for_read() as connection, connection.SimpleQueue(queue.QUEUE) as listened:
+        (settings.broker_dir / "queue" / f"0_half.{queue.QUEUE}.msg").write_bytes(b'{"body": ')
+        with pytest.raises(Empty):
+            listened.get(block=False)
+        assert queue.send_hint(app)
+        assert listened.get(timeout=5).headers["task"] == queue.HINT_TASK
