@@ -37,7 +37,6 @@ from elder_core.parameters import (
     EvoPressParameters,
     MethodParameters,
     PruneCompParameters,
-    SearchScore,
     ShortGptParameters,
     SlebParameters,
 )
@@ -52,7 +51,7 @@ CHOOSING_BAR, SPEED_BAR = 0.25, 0.95
 OUTPUT = Path(__file__).parent / "results" / "costs.json"
 METHODS: dict[str, MethodParameters] = {
     "elder": ElderParameters(),
-    "elder, nothing trained": ElderParameters(tokens=0, search_score=SearchScore.LOSS),
+    "elder, nothing trained": ElderParameters(tokens=0),
     "sleb": SlebParameters(),
     "shortgpt": ShortGptParameters(),
     "prune_comp": PruneCompParameters(),

@@ -103,9 +103,10 @@ PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
 ABLATION = "ablation: "
 WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("hidden states not matched", {"matching": 0.0}),
-    ("sets searched by loss, not by what can be recovered", {"search_score": SearchScore.LOSS}),
-    ("no search, the smallest learnt weights", {"search_samples": 0}),
-    ("no learnt weights, the search alone", {"gate_steps": 1}),
+    ("weights learnt for twice as long without a change", {"gate_patience": 16}),
+    ("then a search by loss", {"search_score": SearchScore.LOSS}),
+    ("then a search by what can be recovered", {"search_score": SearchScore.RECOVERY}),
+    ("no learnt weights, such a search alone", {"gate_steps": 1, "search_score": SearchScore.RECOVERY}),
     ("weights of all layers at once", {"gate_share": 1.0}),
     ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM, "gate_learning_rate": 0.05}),
     ("weights on the outputs", {"gate": Gate.OUTPUT}),

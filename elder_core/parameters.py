@@ -135,7 +135,7 @@ class ElderParameters(TrainingParameters):
         default=96, ge=1, le=100_000, description="Updates of the layer weights in each round of selection, at most."
     )
     gate_patience: int = Field(
-        default=16,
+        default=8,
         ge=0,
         le=100_000,
         description="Updates without a change in which layers have the smallest weights, after which learning ends; 0 "
@@ -153,19 +153,21 @@ class ElderParameters(TrainingParameters):
         default=None,
         ge=1,
         description="Layers chosen after each round of learning; 1 is the paper's iterative selection, null chooses "
-        "all in one round, and then searches.",
+        "all in one round.",
     )
     search_samples: int = Field(
         default=16,
         ge=0,
         le=1_000_000,
         description="Sequences on which chosen layers are exchanged for others while the set's score falls; 0: never. "
-        "By recovery their hidden states of all layers are in memory at once, by loss their logits.",
+        "Only where search_score says so. By recovery their hidden states of all layers are in memory at once, by loss "
+        "their logits.",
     )
     search_score: SearchScore | None = Field(
         default=None,
-        description="What a set is judged by: loss, right after removal, or recovery, what linear maps in the gaps "
-        "cannot make up for. Null takes recovery where training follows and loss where nothing does.",
+        description="What sets of layers are judged by in a search that follows the weights: loss, right after "
+        "removal, or recovery, what linear maps in the gaps cannot make up for. Null searches by loss where nothing is "
+        "trained, and not at all where training follows: then the smallest weights are as good.",
     )
     search_border: int = Field(
         default=8,
@@ -200,10 +202,11 @@ class ElderParameters(TrainingParameters):
     )
 
     @property
-    def search_score_or_default(self) -> SearchScore:
-        if self.search_score is not None:
-            return self.search_score
-        return SearchScore.RECOVERY if self.trains else SearchScore.LOSS
+    def searched_by(self) -> SearchScore | None:
+        """What the search judges sets by; None if there is none."""
+        if self.layers_per_round is not None or not self.search_samples or not self.search_width:
+            return None
+        return self.search_score or (None if self.trains else SearchScore.LOSS)
 
     default_tokens: ClassVar[int] = 250_000
     tokens: int | None = Field(

@@ -1,10 +1,10 @@
 """ELDeR: learn a weight for every layer, regularise the least important towards the identity, remove them.
 
 After arXiv 2505.18232. The defaults depart from the paper where measurement favours it (see docs/log.md): weights on
-the residual branch learnt by proximal steps against the unpruned model's distribution, half of them at a time; a
-search that corrects the choice by whole sets, judged by what training can make up for; and a second stage that
-distils, hidden states too, without the chosen layers from its first update on, which at the same operations is as good
-as letting them fade. The paper's own wording is a matter of parameters:
+the residual branch learnt by proximal steps against the unpruned model's distribution, half of them at a time; where
+nothing is to be trained, a search that corrects the choice by whole sets; and a second stage that distils, hidden
+states too, without the chosen layers from its first update on, which at the same operations is as good as letting them
+fade. The paper's own wording is a matter of parameters:
 
     gate=output  gate_optimizer=adam  gate_loss=cross_entropy  gate_penalty=5e-3  gate_share=1  layers_per_round=1
     search_samples=0  loss=cross_entropy  matching=0  norm=l2  penalty=1e-3  anneal_fraction=0

@@ -32,9 +32,9 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
         Cancelled: the caller ended the run.
     """
     chosen = frozenset(ranked[:count])
-    if not parameters.search_samples or not parameters.search_width:
+    if parameters.searched_by is None:
         return chosen
-    scores = _SCORES[parameters.search_score_or_default](context, parameters)
+    scores = _SCORES[parameters.searched_by](context, parameters)
     for _ in range(MOST_EXCHANGES):
         better = _exchanged(chosen, ranked, parameters, scores)
         if better is None:

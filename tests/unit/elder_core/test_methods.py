@@ -20,7 +20,7 @@ from elder_core.methods.losses import loss_of
 from elder_core.methods.prefix import Prefix
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.monitor import Monitor
-from elder_core.parameters import ElderParameters, Gate, GateOptimizer, Loss, Norm, ShortGptParameters
+from elder_core.parameters import ElderParameters, Gate, GateOptimizer, Loss, Norm, SearchScore, ShortGptParameters
 from elder_core.registry import METHODS
 from elder_core.surgery import bypassed, decoder_layers
 
@@ -264,7 +264,9 @@ def test_learning_ends_when_the_ranking_has_settled(tiny_llama: PreTrainedModel)
 def test_the_search_mends_a_wrong_ranking(tiny_llama: PreTrainedModel, gate_loss: Loss) -> None:
     torch.nn.init.normal_(tiny_llama.model.layers[0].mlp.down_proj.weight, std=1.0)
     idle(tiny_llama, 1, 4)
-    parameters = QUICK.model_copy(update={"search_samples": 8, "gate_loss": gate_loss})
+    parameters = QUICK.model_copy(
+        update={"search_score": SearchScore.LOSS, "search_samples": 8, "gate_loss": gate_loss}
+    )
     wrong = [1, 3, 2, 4, 5, 0]
     if gate_loss is Loss.KL:
         assert refine(context_of(tiny_llama), parameters, wrong, 2) == {1, 4}
@@ -289,14 +291,16 @@ def test_the_search_computes_no_set_twice_and_not_all(
         return logits(self, removed)
 
     monkeypatch.setattr(Prefix, "logits", noted)
-    parameters = QUICK.model_copy(update={"search_samples": 4, "search_batch_size": 4})
+    parameters = QUICK.model_copy(
+        update={"search_score": SearchScore.LOSS, "search_samples": 4, "search_batch_size": 4}
+    )
     assert refine(context_of(tiny_llama), parameters, [5, 3, 0, 1, 2, 4], 2) == {1, 4}
     assert len(seen) == len(set(seen)) < 21  # of 15 pairs and 6 single layers
 
 
 def test_the_search_stays_near_the_border(tiny_llama: PreTrainedModel) -> None:
     idle(tiny_llama, 1, 4)
-    narrow = QUICK.model_copy(update={"search_border": 1, "search_samples": 8})
+    narrow = QUICK.model_copy(update={"search_score": SearchScore.LOSS, "search_border": 1, "search_samples": 8})
     assert 4 not in refine(context_of(tiny_llama), narrow, [1, 3, 2, 5, 4, 0], 2)
 
 

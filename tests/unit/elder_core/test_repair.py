@@ -57,18 +57,30 @@ def test_a_linear_layer_can_be_made_up_for_whatever_its_loss(turned: PreTrainedM
     assert error[4] < error[2] / 3
 
 
-def test_the_search_goes_by_what_can_be_made_up_for_only_where_training_follows(turned: PreTrainedModel) -> None:
+def test_the_search_goes_by_what_it_is_told_and_by_default_not_at_all_where_training_follows(
+    turned: PreTrainedModel,
+) -> None:
     def found(**update: object) -> frozenset[int]:
         parameters = QUICK.model_copy(update={"search_samples": 8, **update})
-        return refine(context_of(turned), parameters, [2, 4, 1, 3, 5, 0], 1)
+        return refine(context_of(turned), parameters, [1, 2, 4, 3, 5, 0], 1)
 
-    assert found() == found(search_score=SearchScore.RECOVERY, updates=0) == {4}
+    assert found(search_score=SearchScore.RECOVERY) == found(search_score=SearchScore.RECOVERY, updates=0) == {4}
     assert found(updates=0) == found(updates=None) == found(search_score=SearchScore.LOSS) == {2}
+    assert found() == {1}, "the first of the ranking"
 
 
-@pytest.mark.parametrize(("budget", "score"), [({}, SearchScore.RECOVERY), ({"tokens": 0}, SearchScore.LOSS)])
-def test_the_score_follows_from_the_budget(budget: dict[str, int], score: SearchScore) -> None:
-    assert ElderParameters(**budget).search_score_or_default is score
+@pytest.mark.parametrize(
+    ("given", "score"),
+    [
+        ({}, None),
+        ({"tokens": 0}, SearchScore.LOSS),
+        ({"search_score": SearchScore.RECOVERY}, SearchScore.RECOVERY),
+        ({"tokens": 0, "search_samples": 0}, None),
+        ({"tokens": 0, "layers_per_round": 1}, None),
+    ],
+)
+def test_whether_there_is_a_search_follows_from_the_budget(given: dict[str, object], score: SearchScore | None) -> None:
+    assert ElderParameters.model_validate(given).searched_by is score
 
 
 @pytest.mark.parametrize("model_type", each(ARCHITECTURES))
