@@ -38,9 +38,9 @@ UNMERGED = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|ia3_l)\.")
 MERGE = (
     "Merge it into its model first (peft: merge_and_unload, then save_pretrained) and give the folder that this writes."
 )
-MAX_LAYERS = 10_000  # far above any model; a count beyond it is damage, not a model
+MAX_LAYERS = 10_000  # far above any model, as it is for experts; a count beyond it is damage, not a model
 MAX_NUMBER = 2**32
-COUNTS_LAYERS = re.compile(r"^(num_\w*layers|n_layers?|depth)$")
+COUNTS_PARTS = re.compile(r"^(num_\w*layers|n_layers?|depth|\w*experts)$")  # that are built one after the other
 LONGEST_DEFAULT = 2048  # tokens a sequence where nothing else is asked for
 BEGINNING_BYTES = 1 << 20  # as much of a text as is looked at before a job is taken
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte")  # what token embeddings are called
@@ -385,7 +385,7 @@ def _check_numbers(settings: Settings, where: str = "") -> None:
         for found in value if isinstance(value, list) else [value]:
             if isinstance(found, dict):
                 _check_numbers(found, f"{where}{name}.")
-            limit = MAX_LAYERS if COUNTS_LAYERS.search(name) else MAX_NUMBER
+            limit = MAX_LAYERS if COUNTS_PARTS.search(name) else MAX_NUMBER
             if isinstance(found, int) and abs(found) > limit:
                 raise ConfigMismatch(f"The config's {where}{name} is {found}; expected {limit} at most.", loc=MODEL)
 

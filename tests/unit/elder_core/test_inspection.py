@@ -215,6 +215,8 @@ class TestInspectCheckpoint:
                 r"vision_config\.num_hidden_layers",
             ),
             ({"model_type": "qwen2_vl", "vision_config": {"depth": 10**12}}, r"vision_config\.depth"),
+            ({"model_type": "mixtral", "num_local_experts": 10**6}, "num_local_experts"),
+            ({"model_type": "deepseek_v3", "n_routed_experts": 10**6}, "n_routed_experts"),
         ],
     )
     def test_absurd_numbers_elsewhere(self, settings, named):
