@@ -14,6 +14,7 @@ from pathlib import Path
 
 from elder_core import confined
 from elder_core.architectures import table
+from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.rules import Inexpressible, Settings
 from elder_core.errors import (
     AdapterOnly,
@@ -91,7 +92,7 @@ class CheckpointInfo:
     `architecture` is the class of the model in transformers. `max_positions` is the longest sequence, None where the
     architecture has no limit. `dtype` is the number type that most of the weights are stored in, in torch's words.
     `weight_bytes` is the size of its safetensors files. `predictors`: they also hold layers for predicting several
-    tokens at once, which are neither loaded nor saved again. `text_type`: see table.Architecture.
+    tokens at once, which are neither loaded nor saved again. `text_type`: see Architecture.
     """
 
     path: Path
@@ -106,7 +107,7 @@ class CheckpointInfo:
     text_type: str | None = None
 
     @property
-    def row(self) -> table.Architecture:
+    def row(self) -> Architecture:
         """What the table says of the model."""
         return table.find(self.model_type, self.text_type)
 
@@ -120,7 +121,7 @@ class CheckpointInfo:
 class ConfigFacts:
     """What a config says, checked, before any weights are there. `appended`: see table.APPENDED."""
 
-    row: table.Architecture
+    row: Architecture
     layers: int
     hidden_size: int
     max_positions: int | None
@@ -369,7 +370,7 @@ def _roots(kind: str, builtin_root: Path, local_roots: tuple[Path, ...]) -> tupl
     return {"builtin": (builtin_root,), "local": local_roots}.get(kind, ())
 
 
-def _check_class(row: table.Architecture, settings: Settings) -> None:
+def _check_class(row: Architecture, settings: Settings) -> None:
     """The class as transformers calls it or, in any case, as the model's first authors did: MPTForCausalLM."""
     classes = settings.get("architectures") or [row.model_class]
     known = {row.model_class.lower(), f"{row.model_type}ForCausalLM".lower()}
@@ -390,7 +391,7 @@ def _check_numbers(settings: Settings, where: str = "") -> None:
                 raise ConfigMismatch(f"The config's {where}{name} is {found}; expected {limit} at most.", loc=MODEL)
 
 
-def _check_rules(row: table.Architecture, settings: Settings, layers: int) -> None:
+def _check_rules(row: Architecture, settings: Settings, layers: int) -> None:
     """Refuse settings of the rules by index that say nothing; one that is left out is asked of the loaded config."""
     for rule in row.rules:
         try:
@@ -424,7 +425,7 @@ def _check_layers(facts: ConfigFacts, weights: WeightSummary) -> None:
         )
 
 
-def _by_layer(row: table.Architecture, tensors: Mapping[str, StoredTensor]) -> dict[tuple[int, str], StoredTensor]:
+def _by_layer(row: Architecture, tensors: Mapping[str, StoredTensor]) -> dict[tuple[int, str], StoredTensor]:
     """(layer, name within the layer) → tensor, of those that are in layers and are saved again."""
     placed = ((row.place(name), tensor) for name, tensor in tensors.items() if row.keeps(name))
     return {(layer, name.partition(".{}.")[2]): tensor for (name, layer), tensor in placed if layer is not None}

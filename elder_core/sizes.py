@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elder_core.architectures import table
+from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.rules import Settings
 from elder_core.errors import InvalidCheckpoint, NoLayerLeft, TargetAlreadyMet, TargetUnreachable
 from elder_core.inspection import CONFIG_FILE, MODEL, CheckpointInfo
@@ -172,7 +173,7 @@ def held_tensors(info: CheckpointInfo, *, compared_bytes: int | None = COMPARED_
     return list(kept.values())
 
 
-def _tied(row: table.Architecture, settings: Settings) -> bool:
+def _tied(row: Architecture, settings: Settings) -> bool:
     """Whether the config has the output embedding tied; that of a part of a model may say so for the whole."""
     return any(one.get("tie_word_embeddings", row.tied) for one in (settings, table.text_settings(row, settings)))
 

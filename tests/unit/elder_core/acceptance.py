@@ -25,6 +25,8 @@ from transformers.utils import logging
 
 from elder_core import checkpoints
 from elder_core.architectures import table
+from elder_core.architectures.architecture import Architecture
+from elder_core.architectures.refused import REFUSED
 from elder_core.errors import UnsupportedArchitecture
 from elder_core.inspection import inspect_checkpoint
 from elder_core.manifest import Provenance
@@ -97,7 +99,7 @@ def sets_of(family: str) -> tuple[list[Layers], list[Layers]]:
     return allowed, refused
 
 
-def _kinds(row: table.Architecture, config: PreTrainedConfig) -> Iterable[Layers]:
+def _kinds(row: Architecture, config: PreTrainedConfig) -> Iterable[Layers]:
     for name in dict.fromkeys(("layer_types", *row.per_layer)):
         entries = getattr(config, name, None)
         for kind in sorted({*map(str, entries)}) if isinstance(entries, list) else ():
@@ -288,7 +290,7 @@ def page() -> str:
         f"| `{family}` | {', '.join(f'`{text}`' for text in row.texts)} |"
         for family, row in sorted(table.MULTIMODAL.items())
     ]
-    reasons = [f"| `{family}` | {reason} |" for family, reason in sorted(table.REFUSED.items())]
+    reasons = [f"| `{family}` | {reason} |" for family, reason in sorted(REFUSED.items())]
     return "\n".join(
         [
             INTRODUCTION,
@@ -328,7 +330,7 @@ def main() -> int:
     for family, (_, refused) in sets.items():
         for removed in refused:
             print(f"{family:<20} {''.join(map(str, removed)):<8} refused: the config has no words for the rest")
-    for family, reason in sorted(table.REFUSED.items()):
+    for family, reason in sorted(REFUSED.items()):
         print(f"{family:<20} refused by name: {reason}")
     failed = any(result.problems for result in results)
     if not failed:

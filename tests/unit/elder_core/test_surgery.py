@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from elder_core.architectures import table
+from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft, UnsupportedArchitecture
 from elder_core.surgery import bypassed, decoder_layers, layer_map, remove_layers
@@ -140,9 +141,7 @@ def test_attention_scaled_by_layer_index_is_refused(make_tiny):
 
 
 def test_only_the_fields_that_speak_of_layers_change():
-    row = table.Architecture(
-        "x", "X", "model.layers", count="depth", per_layer=("types", "absent"), thresholds=("first",)
-    )
+    row = Architecture("x", "X", "model.layers", count="depth", per_layer=("types", "absent"), thresholds=("first",))
     settings = {"depth": 5, "types": ["a", "b", "c", "d", "e"], "absent": None, "first": 3, "hidden_size": 5}
     assert table.changes(row, settings, [0, 2, 4]) == {"depth": 3, "types": ["a", "c", "e"], "first": 2}
     assert settings["types"] == ["a", "b", "c", "d", "e"]
