@@ -393,7 +393,7 @@ def _check_numbers(settings: Settings, where: str = "") -> None:
 
 def _check_rules(row: Architecture, settings: Settings, layers: int) -> None:
     """Refuse settings of the rules by index that say nothing; one that is left out is asked of the loaded config."""
-    for rule in row.rules:
+    for rule in (*row.rules, *row.first_authors):
         try:
             rule.after(settings, range(layers), layers)
         except (KeyError, Inexpressible):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from elder_core.architectures.defaults import DEFAULTS
-from elder_core.architectures.rules import Rule, Settings
+from elder_core.architectures.rules import PerLayer, Rule, Settings, Threshold
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,14 @@ COMMON_REFUSALS = (
         "add_cross_attention", "cross-attention ties the layers to an encoder; only decoder-only models are supported"
     ),
     Refusal("per_layer_config", "its layers differ by settings that are kept by layer index"),
+)
+
+# lists in configs that are never one entry for each layer, however many there are
+NOT_OF_LAYERS = (
+    *("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+    *("time_step_limit", "ssm_multipliers", "mlp_multipliers"),
+    *("image_size", "patch_size", "temporal_patch_size", "vision_feature_layer"),
+    *("mtp_layer_types", "mtp_mlp_layer_types"),  # of layers that are not loaded
 )
 
 # what files call the decoder layers of such a model
@@ -42,6 +50,8 @@ class Architecture:
     `per_layer` are lists with one entry for each layer. `thresholds` are layer indices from which on layers differ.
     `rules` are the other settings that say by index what a layer is. `unread` are settings that speak of layers and
     need no change: they fill in one of the lists above where it is missing, and a saved config has it.
+    `first_authors` are rules of settings that transformers does not write but keeps where a file has them, as those of
+    the family's first authors do; their own code, and other programs, read them.
     `writers` are the attribute paths, within a decoder layer, of the two matrices whose outputs, scaled by nothing, are
     added to the hidden state: attention's and, last, the MLP's; none where more or other things are added.
     `plain_stream` are settings, and the values that they must have for that to be all that happens to it until the
@@ -69,6 +79,7 @@ class Architecture:
     thresholds: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     unread: tuple[str, ...] = ()
+    first_authors: tuple[Rule, ...] = ()
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
     not_loaded: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
@@ -83,6 +94,19 @@ class Architecture:
     def alike(self) -> bool:
         """Whether all layers hold tensors of the same names and shapes, as far as the row tells."""
         return bool(self.writers) and not self.rules
+
+    @property
+    def all_rules(self) -> tuple[Rule, ...]:
+        """The rules of all settings that speak of single layers."""
+        lists, thresholds = map(PerLayer, self.per_layer), map(Threshold, self.thresholds)
+        return (*lists, *thresholds, *self.rules, *self.first_authors)
+
+    def unknown_list(self, settings: Settings) -> str | None:
+        """The name of a setting that has as many entries as there are layers, and no rule to say what they are."""
+        known = {name for rule in self.all_rules for name in rule.names} | {*self.unread, *NOT_OF_LAYERS}
+        count = settings.get(self.count)
+        lists = (name for name, value in settings.items() if isinstance(value, list | tuple) and len(value) == count)
+        return next((name for name in lists if name not in known), None)
 
     def keeps(self, tensor: str) -> bool:
         """Whether the tensor of that name is saved again; others are computed anew, or not loaded at all."""

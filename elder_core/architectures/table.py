@@ -23,11 +23,11 @@ from elder_core.architectures.rules import (
     OverRootOfDepth,
     Period,
     PerLayer,
-    Rule,
     Runs,
     Settings,
     Step,
     Threshold,
+    Within,
 )
 from elder_core.errors import UnsupportedArchitecture
 
@@ -325,7 +325,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("granitemoeshared", "GraniteMoeSharedForCausalLM", "model.layers", writers=()),
         Architecture("helium", "HeliumForCausalLM", "model.layers"),
         Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", "model.layers", writers=()),
-        Architecture("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "hunyuan_v1_moe",
+            "HunYuanMoEV1ForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "moe_topk"),
+            first_authors=(PerLayer("num_shared_expert"), PerLayer("moe_intermediate_size")),
+            writers=(),
+        ),
         Architecture(
             "hy_v3",
             "HYV3ForCausalLM",
@@ -357,6 +364,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions="model_max_length",
             per_layer=("layer_types", "mlp_layer_types"),
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            first_authors=(
+                Within("linear_attn_config", (Indices("full_attn_layers", first=1), Indices("kda_layers", first=1))),
+                Threshold("first_k_dense_replace"),
+            ),
             writers=(),
             aliases=(("max_position_embeddings", "model_max_length"),),
         ),
@@ -424,6 +435,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "MiMoV2FlashForCausalLM",
             "model.layers",
             per_layer=("layer_types", "mlp_layer_types"),
+            first_authors=(PerLayer("hybrid_layer_pattern"), PerLayer("moe_layer_freq")),
             writers=(),
             float32=("e_score_correction_bias",),
             not_loaded=(r"^model\.mtp\.",),
@@ -666,8 +678,15 @@ def check_settings(row: Architecture, settings: Settings) -> None:
     """Refuse a config, given as `field → value`, from which no layer can be removed.
 
     Raises:
-        UnsupportedArchitecture: a field named in `row.refusals` is set.
+        UnsupportedArchitecture: a field named in `row.refusals` is set, or one that no rule covers has an entry for
+            each layer.
     """
+    if (name := row.unknown_list(settings)) is not None:
+        raise UnsupportedArchitecture(
+            f"This {row.model_type} model cannot be pruned: {name} in its config has as many entries as there are "
+            f"layers, and it is not known what they say of them. If nothing reads {name}, take it out of config.json.",
+            loc=("model", "id"),
+        )
     for refusal in row.refusals:
         if settings.get(refusal.field):
             raise UnsupportedArchitecture(
@@ -686,8 +705,7 @@ def changes(row: Architecture, settings: Settings, kept: Sequence[int]) -> Chang
     assert isinstance(count, int)
     found: Changes = {row.count: len(kept)}
     found |= {name: 0 for name in PREDICTORS if settings.get(name)}
-    rules: tuple[Rule, ...] = (*map(PerLayer, row.per_layer), *map(Threshold, row.thresholds), *row.rules)
-    for rule in rules:
+    for rule in row.all_rules:
         try:
             found |= rule.after(settings, kept, count)
         except Inexpressible as error:

@@ -269,7 +269,8 @@ own config class, and loads the result in a fresh process. Each line holds for e
 
 Sets that the config has no words for are refused, before any training, where a job names them: such as those that leave
 no layer with attention, or a pattern that Jamba's two numbers cannot say. Where a method chooses layers the nearest set
-that can be said is taken, and the report says so. Methods that change weights to make up for layers
+that can be said is taken, and the report says so. A list with as many entries as there are layers, of which nothing is known,
+is refused by its name. Methods that change weights to make up for layers
 (ReplaceMe, Prune&Comp) need layers that add the outputs of two matrices to the hidden state: *compensation*.
 """
 

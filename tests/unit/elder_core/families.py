@@ -75,6 +75,7 @@ TINY: dict[str, dict[str, Any]] = {
     "granite_swa": {"layer_rope_theta": [1e4, 1e3, 1e4, 1e3, 1e2, 0.0]},
     "granitemoe_swa": {"layer_rope_theta": [1e4, 1e3, 1e4, 1e3, 1e2, 0.0]},
     "granitemoehybrid": {"layer_types": LINEAR},
+    "hunyuan_v1_moe": {"moe_topk": [2, 1, 2, 1, 2, 2]},
     "jamba": {"attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 8},
     "kimi_linear": {**LATENT, "layer_types": LINEAR, "mlp_layer_types": DENSE_FIRST},
     "kolibri1": {"layer_types": SLIDING},
