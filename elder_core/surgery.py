@@ -175,7 +175,7 @@ def _identity(returns: int | None) -> Callable[..., Any]:
 
 @contextmanager
 def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    all_there_are = (model.config.get_text_config(), model.generation_config)
+    all_there_are = (model.config, model.config.get_text_config(), model.generation_config)
     settings = [setting for setting in all_there_are if hasattr(setting, "use_cache")]
     before = [setting.use_cache for setting in settings]
     try:

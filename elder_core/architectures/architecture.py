@@ -58,8 +58,9 @@ class Architecture:
     final norm.
     `returns` is how many things a layer returns, the hidden state first; None: the hidden state alone, in no tuple.
     `head` is the output embedding's tensor in a checkpoint, and `tied` whether it is the input embedding's where the
-    config does not say. `float32` are the names of tensors, or of modules around them, that are stored in float32
-    whatever the others are stored in; `float32_in_files` are patterns of those that files name otherwise.
+    config does not say; `text_tied` is the same of the text part where that ties the whole model as well, None where it
+    does not. `float32` are the names of tensors, or of modules around them, that are stored in float32 whatever the
+    others are stored in; `float32_in_files` are patterns of those that files name otherwise.
     `refusals` are settings under which removing a layer would change the layers that stay. `not_loaded` are patterns of
     tensors that files hold and transformers does not load: what old versions computed with, and what predicts several
     tokens at once. `aliases` are other names that a config.json may have for the settings above, each with the setting.
@@ -87,6 +88,7 @@ class Architecture:
     returns: int | None = None
     head: str = "lm_head.weight"
     tied: bool = False
+    text_tied: bool | None = None
     float32: tuple[str, ...] = ()
     float32_in_files: tuple[str, ...] = ()
 
@@ -132,6 +134,11 @@ class Architecture:
         default = dict(zip(names, DEFAULTS.get(self.text_type or self.model_type, ()), strict=False))
         renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
         return {**default, **settings, **renamed}
+
+    def ties(self, whole: Settings, text: Settings) -> bool:
+        """Whether the output embedding is the input embedding, by the config and that of the text part, if any."""
+        name = "tie_word_embeddings"
+        return bool(whole.get(name, self.tied) or (self.text_tied is not None and text.get(name, self.text_tied)))
 
     def keeps_float32(self, name: str) -> bool:
         """Whether the tensor `name` is stored in float32 whatever the others are stored in."""

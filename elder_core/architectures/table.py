@@ -586,7 +586,8 @@ LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "inte
 class Multimodal:
     """A family that reads images besides text, around a model of one of the families `texts`; the first is the default.
 
-    What sees is left as it is; layers are removed from the text part. `stack` and `tied` are as in Architecture.
+    What sees is left as it is; layers are removed from the text part. `stack` and `tied` are as in Architecture;
+    `text_ties`: embeddings are tied as well where the config of the text part has them tied.
     """
 
     model_type: str
@@ -594,6 +595,7 @@ class Multimodal:
     texts: tuple[str, ...]
     stack: str = LANGUAGE
     tied: bool = False
+    text_ties: bool = False
 
     def around(self, text_type: str | None) -> Architecture:
         """The row of the whole model.
@@ -608,12 +610,14 @@ class Multimodal:
                 f"been tried there; it may be {', '.join(self.texts)}.",
                 loc=("model", "id"),
             )
+        row = {**ARCHITECTURES, **TEXT_PARTS}[text_type]
         return replace(
-            {**ARCHITECTURES, **TEXT_PARTS}[text_type],
+            row,
             model_type=self.model_type,
             model_class=self.model_class,
             stack=self.stack,
             tied=self.tied,
+            text_tied=row.tied if self.text_ties else None,
             head="lm_head.weight",
             text_type=text_type,
         )
@@ -624,12 +628,12 @@ MULTIMODAL: dict[str, Multimodal] = {
     for row in (
         Multimodal("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",), tied=True),
         Multimodal("idefics3", "Idefics3ForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
-        Multimodal("internvl", "InternVLForConditionalGeneration", ("qwen2", *LLAMAS), tied=True),
-        Multimodal("llava", "LlavaForConditionalGeneration", LLAMAS),
+        Multimodal("internvl", "InternVLForConditionalGeneration", tuple(dict.fromkeys(("qwen2", *LLAMAS))), tied=True),
+        Multimodal("llava", "LlavaForConditionalGeneration", LLAMAS, text_ties=True),
         Multimodal("llava_next", "LlavaNextForConditionalGeneration", LLAMAS),
         Multimodal("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3"), tied=True),
-        Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",)),
-        Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",)),
+        Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",), text_ties=True),
+        Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",), text_ties=True),
         Multimodal("smolvlm", "SmolVLMForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
     )
 }
