@@ -105,7 +105,8 @@ def _period(draw: Draw, rule: Period, settings: Settings, layers: int) -> Settin
 
 def _interval(draw: Draw, rule: Interval, settings: Settings, layers: int) -> Settings:
     start = draw(st.integers(0, layers - 1))
-    return {rule.start: start, rule.end: draw(st.integers(start, layers - 1)), rule.interval: draw(st.integers(1, 3))}
+    end = draw(st.sampled_from((-1, *range(start, layers))))  # -1: up to the last
+    return {rule.start: start, rule.end: end, rule.interval: draw(st.integers(1, 3))}
 
 
 DRAWN: dict[type[Rule], Callable[..., Settings]] = {

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from elder_core.architectures.table import ARCHITECTURES, MULTIMODAL
-from tests.unit.elder_core.acceptance import PAGE, Result, page, run, sets_of
+from tests.unit.elder_core.acceptance import PAGE, TRIED, Result, page, run, sets_of
 from tests.unit.elder_core.families import LAYERS
 
 SETS_A_FAMILY = 2  # make test-architectures tries all, and all families of text parts
-TRIED = sorted([*ARCHITECTURES, *(f"{row.model_type} {row.texts[0]}" for row in MULTIMODAL.values())])
 
 
 @pytest.fixture(scope="module")
