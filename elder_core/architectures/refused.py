@@ -6,10 +6,16 @@ ENCODER = "it is an encoder that can also be run as a decoder; only models made 
 HALF = "it is the decoder of an encoder-decoder model, and an encoder reads or feeds its layers"
 SENSES = "it reads or makes images or sound by layers that are not those of a language model"
 DEEP = "what it sees is added after its first layers, found by their number"
-UNSEEN = "removing layers of its text part has not been shown yet to leave a model that loads and sees or hears rightly"
+HEARS = "it hears, and transformers loads it by another class than models that read text and images"
+ACROSS = "its text part looks at images by attention of its own, in layers found by their number or in every layer"
+EITHER = "its text part is a decoder or an encoder-decoder model, as a setting says"
+SEVERAL = "it is several language models in one, of which one thinks and another speaks"
+OWN_TEXT = "its text part is of a family of its own, and no row of the table says which of its settings speak of layers"
+EYES = "its text part is of a supported family, but no test yet gives a shortened model of it an image to look at"
+CHOSEN = "generating with the cache has not been shown to equal generating without, where tokens are chosen"
+CONVOLVED = "each of its layers keeps several states of convolutions in the cache, which no test of ours reads"
 PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
 SHARING = "its layers use the keys and values, or the choice of tokens, of an earlier layer, found by its number"
-UNTESTED = "removing its layers has not been shown yet to leave a model that loads and generates rightly"
 
 # model_type → why no layer can be removed; a class of transformers is in this table or in the other
 REFUSED: dict[str, str] = {
@@ -86,40 +92,77 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(
         [
-            "aria",
-            "aya_vision",
-            "blip",
-            "blip-2",
-            "cohere2_vision",
-            "cohere_compass",
-            "deepseek_ocr2",
-            "deepseek_vl",
-            "deepseek_vl_hybrid",
-            "ernie4_5_vl_moe",
-            "exaone4_5",
-            "fast_vlm",
             "fun_asr_nano",
+            "glmasr",
+            "granite_speech",
+            "granite_speech_plus",
+            "kyutai_speech_to_text",
+            "nemo_speechlm",
+            "qwen2_audio",
+            "qwen3_asr",
+            "vibevoice_asr",
+            "voxtral",
+            "voxtral_realtime",
+        ],
+        HEARS,
+    ),
+    **dict.fromkeys(
+        [
+            "blip",
+            "idefics",
+        ],
+        ACROSS,
+    ),
+    **dict.fromkeys(
+        [
+            "blip-2",
+            "instructblip",
+            "instructblipvideo",
+        ],
+        EITHER,
+    ),
+    **dict.fromkeys(
+        [
+            "qwen2_5_omni",
+            "qwen3_omni_moe",
+        ],
+        SEVERAL,
+    ),
+    **dict.fromkeys(
+        [
+            "deepseek_ocr2",
+            "ernie4_5_vl_moe",
             "glm46v",
             "glm4v",
             "glm4v_moe",
-            "glm5_next",
             "glm_ocr",
-            "glmasr",
             "glmga",
-            "granite4_vision",
-            "granite_docling",
-            "granite_speech",
-            "granite_speech_plus",
             "hunyuan_vl",
-            "hyperclovax_vision_v2",
-            "idefics",
-            "idefics2",
             "inkling2",
             "inkling_mm_model",
-            "instructblip",
-            "instructblipvideo",
+            "mistral4",
+            "molmo2",
+            "muse_glimmer",
+            "muse_spark",
+            "nemotron_h_omni",
+            "paddleocr_vl",
+            "qwen2_5_omni_thinker",
+            "unlimited_ocr",
+        ],
+        OWN_TEXT,
+    ),
+    **dict.fromkeys(
+        [
+            "aria",
+            "aya_vision",
+            "cohere2_vision",
+            "deepseek_vl",
+            "deepseek_vl_hybrid",
+            "exaone4_5",
+            "fast_vlm",
+            "hyperclovax_vision_v2",
+            "idefics2",
             "kimi_k25",
-            "kyutai_speech_to_text",
             "lfm2_vl",
             "lfm3_vl",
             "lighton_ocr",
@@ -128,41 +171,33 @@ REFUSED: dict[str, str] = {
             "minicpm_ocr",
             "minicpmv4_6",
             "minicpmv4_7",
-            "minimax_m3_vl",
-            "mistral4",
-            "mistral_large4",
-            "molmo2",
-            "muse_glimmer",
-            "muse_spark",
-            "nemo_speechlm",
-            "nemotron_h_omni",
             "ovis2",
-            "paddleocr_vl",
             "paligemma",
             "perception_lm",
             "pp_chart2table",
             "qianfan_ocr",
-            "qwen2_5_omni",
-            "qwen2_5_omni_thinker",
-            "qwen2_audio",
-            "qwen3_asr",
-            "qwen3_omni_moe",
-            "qwen3_omni_moe_thinker",
             "shieldgemma2",
-            "step3p7",
-            "unlimited_ocr",
-            "vibevoice_asr",
             "video_llama_3",
             "video_llava",
             "vipllava",
-            "voxtral",
-            "voxtral_realtime",
         ],
-        UNSEEN,
+        EYES,
     ),
     **dict.fromkeys(["llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
-    **dict.fromkeys(["qwen3_vl", "qwen3_vl_moe"], DEEP),
-    **dict.fromkeys(["dots3_note", "dots3_note_text"], "its layers differ by settings that are kept by layer index"),
+    **dict.fromkeys(
+        [
+            "qwen3_vl",
+            "qwen3_vl_moe",
+            "cohere_compass",
+            "granite4_vision",
+            "granite_docling",
+            "qwen3_omni_moe_thinker",
+        ],
+        DEEP,
+    ),
+    **dict.fromkeys(
+        ["dots3_note", "dots3_note_text", "step3p7"], "its layers differ by settings that are kept by layer index"
+    ),
     **dict.fromkeys(
         [
             "gemma3n",
@@ -181,22 +216,22 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         [
             "axk2",
-            "cpmant",
-            "ctrl",
-            "dbrx",
-            "inkling2_text",
-            "inkling_text",
+            "deepseek_v32",
+            "glm5_next",
+            "minimax_m3_vl",
             "minimax_m3_vl_text",
+            "mistral_large4",
             "qwen4_exp",
             "qwen4_exp_text",
         ],
-        UNTESTED,
+        CHOSEN,
     ),
+    **dict.fromkeys(["inkling2_text", "inkling_text"], CONVOLVED),
     "mllama": "the layers that look at images are found among the others by their number",
+    "cpmant": "it puts tokens of its own before every text, so that its layers give more than the text's tokens",
     "beam": "each of its layers reads what chosen earlier layers added, found by their number",
     "blt": "it has three stacks of layers, for bytes and for patches of bytes",
     "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
-    "deepseek_v32": "generating with the cache has not been shown to equal generating without, where tokens are chosen",
     "diffllama": "each layer's attention is weighted by a number computed from its index",
     "gpt_neox_japanese": "only its last layer has a bias after attention, so that no other layer can become the last",
     "hrm_text": "it runs its layers several times over, in two stacks",

@@ -168,7 +168,32 @@ ARCHITECTURES: dict[str, Architecture] = {
             writers=(),
             tied=True,
         ),
+        Architecture(
+            "ctrl",
+            "CTRLLMHeadModel",
+            "transformer.h",
+            count="n_layer",
+            hidden="n_embd",
+            positions="n_positions",
+            writers=(),
+            tied=True,
+            aliases=GPT,
+        ),
         Architecture("cwm", "CwmForCausalLM", "model.layers"),
+        Architecture(
+            "dbrx",
+            "DbrxForCausalLM",
+            "transformer.blocks",
+            count="n_layers",
+            hidden="d_model",
+            positions="max_seq_len",
+            writers=(),
+            aliases=(
+                ("num_hidden_layers", "n_layers"),
+                ("hidden_size", "d_model"),
+                ("max_position_embeddings", "max_seq_len"),
+            ),
+        ),
         Architecture(
             "deepseek_v2", "DeepseekV2ForCausalLM", "model.layers", thresholds=("first_k_dense_replace",), writers=()
         ),

@@ -19,7 +19,7 @@ from tests.unit.elder_core.conftest import MakeTiny
 from tests.unit.elder_core.families import LAYERS, each
 
 IDS = torch.arange(1, 25).view(2, 12)
-NEVER_CHECKPOINTED = ("jetmoe",)
+NEVER_CHECKPOINTED = ("ctrl", "jetmoe")
 AT_RANDOM_IN_TRAINING = ("phimoe",)  # tokens are sent to experts that are drawn, the same again for the same seed
 
 
