@@ -11,11 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -25,8 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from elder_core.agreement import as_invalid_checkpoint, check_agreement
 from elder_core.disk import file_sha256, sync
-from elder_core.errors import ConfigMismatch, InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
+from elder_core.errors import InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
 from elder_core.hub import PROCESSOR_PATTERNS, TOKENIZER_PATTERNS, fetch
 from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
 from elder_core.manifest import Provenance, verify, write_manifest
@@ -40,7 +38,6 @@ __all__ = [
     "NewFolder",
     "Provenance",
     "Resolved",
-    "as_invalid_checkpoint",
     "check_output",
     "checkpoint_bytes",
     "created",
@@ -54,7 +51,6 @@ __all__ = [
 
 GENERATION_FILE = "generation_config.json"
 LICENCE_PATTERNS = ("LICENSE*", "NOTICE*")
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -125,18 +121,12 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
         NonFiniteWeights: a weight is NaN or infinite.
     """
     dtype = torch.float32 if device.type == "cpu" else getattr(torch, resolved.info.dtype)
+    check_agreement(resolved.info)
     with as_invalid_checkpoint("The model cannot be loaded"):
         automatic = AutoModelForImageTextToText if resolved.info.text_type else AutoModelForCausalLM
-        model, loading = automatic.from_pretrained(
-            resolved.path,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # only so that they are reported below
-            output_loading_info=True,
+        model = automatic.from_pretrained(
+            resolved.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
-    _check_loading(loading, resolved.info)
     _check_finite(model)
     tokenizer = load_tokenizer(resolved.path)
     rows = model.get_input_embeddings().num_embeddings
@@ -147,21 +137,6 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
             loc=("model", "id"),
         )
     return LoadedModel(model.to(device).eval(), tokenizer, resolved)
-
-
-def _check_loading(loading: dict[str, Any], info: CheckpointInfo) -> None:
-    """Refuse weights that do not fit the config: transformers would fill the gaps with random numbers."""
-    row = info.row
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        found = sorted(str(key) for key in loading.get(kind, ()))
-        if kind == "unexpected_keys":
-            found = [key for key in found if row.keeps(key) and (row.place(key)[1] or 0) < info.layers]
-        if found:
-            raise ConfigMismatch(
-                f"Config and weights do not belong together: {len(found)} {kind.replace('_', ' ')}, such as "
-                f"{found[0]}.",
-                loc=("model", "id"),
-            )
 
 
 def _check_finite(model: PreTrainedModel) -> None:
@@ -199,16 +174,6 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             loc=("model", "id"),
         )
     return tokenizer
-
-
-@contextmanager
-def as_invalid_checkpoint(what: str) -> Iterator[None]:
-    """Turn what transformers raises for a checkpoint that it cannot use into an error that begins `what`."""
-    try:
-        yield
-    except LOADING_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InvalidCheckpoint(f"{what}: {reason}", loc=("model", "id")) from error
 
 
 def check_output(model_dir: Path) -> None:

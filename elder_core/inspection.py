@@ -14,6 +14,7 @@ from pathlib import Path
 
 from elder_core import confined
 from elder_core.architectures import table
+from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.rules import Inexpressible, Settings
 from elder_core.errors import (
     AdapterOnly,
@@ -38,9 +39,9 @@ UNMERGED = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|ia3_l)\.")
 MERGE = (
     "Merge it into its model first (peft: merge_and_unload, then save_pretrained) and give the folder that this writes."
 )
-MAX_LAYERS = 10_000  # far above any model; a count beyond it is damage, not a model
+MAX_LAYERS = 10_000  # far above any model, as it is for experts; a count beyond it is damage, not a model
 MAX_NUMBER = 2**32
-COUNTS_LAYERS = re.compile(r"^(num_\w*layers|n_layers?|depth)$")
+COUNTS_PARTS = re.compile(r"^(num_\w*layers|n_layers?|depth|\w*experts)$")  # that are built one after the other
 LONGEST_DEFAULT = 2048  # tokens a sequence where nothing else is asked for
 BEGINNING_BYTES = 1 << 20  # as much of a text as is looked at before a job is taken
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte")  # what token embeddings are called
@@ -91,7 +92,7 @@ class CheckpointInfo:
     `architecture` is the class of the model in transformers. `max_positions` is the longest sequence, None where the
     architecture has no limit. `dtype` is the number type that most of the weights are stored in, in torch's words.
     `weight_bytes` is the size of its safetensors files. `predictors`: they also hold layers for predicting several
-    tokens at once, which are neither loaded nor saved again. `text_type`: see table.Architecture.
+    tokens at once, which are neither loaded nor saved again. `text_type`: see Architecture.
     """
 
     path: Path
@@ -106,7 +107,7 @@ class CheckpointInfo:
     text_type: str | None = None
 
     @property
-    def row(self) -> table.Architecture:
+    def row(self) -> Architecture:
         """What the table says of the model."""
         return table.find(self.model_type, self.text_type)
 
@@ -120,7 +121,7 @@ class CheckpointInfo:
 class ConfigFacts:
     """What a config says, checked, before any weights are there. `appended`: see table.APPENDED."""
 
-    row: table.Architecture
+    row: Architecture
     layers: int
     hidden_size: int
     max_positions: int | None
@@ -369,7 +370,7 @@ def _roots(kind: str, builtin_root: Path, local_roots: tuple[Path, ...]) -> tupl
     return {"builtin": (builtin_root,), "local": local_roots}.get(kind, ())
 
 
-def _check_class(row: table.Architecture, settings: Settings) -> None:
+def _check_class(row: Architecture, settings: Settings) -> None:
     """The class as transformers calls it or, in any case, as the model's first authors did: MPTForCausalLM."""
     classes = settings.get("architectures") or [row.model_class]
     known = {row.model_class.lower(), f"{row.model_type}ForCausalLM".lower()}
@@ -385,14 +386,14 @@ def _check_numbers(settings: Settings, where: str = "") -> None:
         for found in value if isinstance(value, list) else [value]:
             if isinstance(found, dict):
                 _check_numbers(found, f"{where}{name}.")
-            limit = MAX_LAYERS if COUNTS_LAYERS.search(name) else MAX_NUMBER
+            limit = MAX_LAYERS if COUNTS_PARTS.search(name) else MAX_NUMBER
             if isinstance(found, int) and abs(found) > limit:
                 raise ConfigMismatch(f"The config's {where}{name} is {found}; expected {limit} at most.", loc=MODEL)
 
 
-def _check_rules(row: table.Architecture, settings: Settings, layers: int) -> None:
+def _check_rules(row: Architecture, settings: Settings, layers: int) -> None:
     """Refuse settings of the rules by index that say nothing; one that is left out is asked of the loaded config."""
-    for rule in row.rules:
+    for rule in (*row.rules, *row.first_authors):
         try:
             rule.after(settings, range(layers), layers)
         except (KeyError, Inexpressible):
@@ -424,7 +425,7 @@ def _check_layers(facts: ConfigFacts, weights: WeightSummary) -> None:
         )
 
 
-def _by_layer(row: table.Architecture, tensors: Mapping[str, StoredTensor]) -> dict[tuple[int, str], StoredTensor]:
+def _by_layer(row: Architecture, tensors: Mapping[str, StoredTensor]) -> dict[tuple[int, str], StoredTensor]:
     """(layer, name within the layer) → tensor, of those that are in layers and are saved again."""
     placed = ((row.place(name), tensor) for name, tensor in tensors.items() if row.keeps(name))
     return {(layer, name.partition(".{}.")[2]): tensor for (name, layer), tensor in placed if layer is not None}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elder_core.architectures import table
-from elder_core.architectures.rules import Settings
 from elder_core.errors import InvalidCheckpoint, NoLayerLeft, TargetAlreadyMet, TargetUnreachable
 from elder_core.inspection import CONFIG_FILE, MODEL, CheckpointInfo
 from elder_core.spec import JobSpec, OutputSpec, Precision
@@ -165,16 +164,12 @@ def held_tensors(info: CheckpointInfo, *, compared_bytes: int | None = COMPARED_
             if row.keeps(name) and (layer is None or layer < info.layers):  # see table.APPENDED
                 kept[saved_name.format(layer)] = Held(saved_name, layer, file, tensor)
     head = next((name for name in kept if name.endswith(row.head)), None)
-    if head is not None and _tied(row, read_json_object(info.path / CONFIG_FILE)):
+    settings = read_json_object(info.path / CONFIG_FILE)
+    if head is not None and row.ties(settings, table.text_settings(row, settings)):
         twin = next((one for name, one in kept.items() if name != head and one.stored == kept[head].stored), None)
         if twin is not None and _same(kept[head], twin, compared_bytes):
             del kept[head]
     return list(kept.values())
-
-
-def _tied(row: table.Architecture, settings: Settings) -> bool:
-    """Whether the config has the output embedding tied; that of a part of a model may say so for the whole."""
-    return any(one.get("tie_word_embeddings", row.tied) for one in (settings, table.text_settings(row, settings)))
 
 
 def parameter_count(info: CheckpointInfo) -> int:

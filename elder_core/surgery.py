@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from elder_core.architectures import nearest, table
+from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.rules import Changes
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft
 
 INDEX_NAMES = ("layer_idx", "layer_id")
 
 
-def row_of(model: PreTrainedModel) -> table.Architecture:
+def row_of(model: PreTrainedModel) -> Architecture:
     """What the table says of `model`.
 
     Raises:
@@ -62,7 +63,7 @@ def removal_changes(model: PreTrainedModel, removed: Collection[int]) -> Changes
     return config_changes(row_of(model), model.config, list(layer_map(len(decoder_layers(model)), removed)))
 
 
-def config_changes(row: table.Architecture, config: PreTrainedConfig, kept: Sequence[int]) -> Changes:
+def config_changes(row: Architecture, config: PreTrainedConfig, kept: Sequence[int]) -> Changes:
     """The settings of `config` that change when only the layers `kept` stay; see apply_changes.
 
     Raises:
@@ -174,7 +175,7 @@ def _identity(returns: int | None) -> Callable[..., Any]:
 
 @contextmanager
 def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    all_there_are = (model.config.get_text_config(), model.generation_config)
+    all_there_are = (model.config, model.config.get_text_config(), model.generation_config)
     settings = [setting for setting in all_there_are if hasattr(setting, "use_cache")]
     before = [setting.use_cache for setting in settings]
     try:

@@ -70,22 +70,24 @@ def read_json_object(path: Path) -> dict[str, object]:
 
 
 def refuse_pickled(names: list[str]) -> None:
-    """Raise for a list of file names in which no safetensors file is.
+    """Raise for a list of file names among which are no safetensors weights that transformers loads.
 
     Raises:
         PickledWeights: some of them are pickles.
-        InvalidCheckpoint: there are no weights at all.
+        InvalidCheckpoint: there are no weights at all, or only some of another name.
     """
-    if any(name.endswith(".safetensors") for name in names):
+    if SINGLE_FILE in names or INDEX_FILE in names:
         return
+    other = sorted(name for name in names if name.endswith(".safetensors"))
+    beside = f" {other[0]} is no name that transformers loads." if other else ""
     pickled = sorted(name for name in names if Path(name).suffix in PICKLED_SUFFIXES)
     if pickled:
         raise PickledWeights(
-            f"The weights are only there in pickled form ({pickled[0]}), which can run code when it is loaded. "
+            f"The weights are only there in pickled form ({pickled[0]}), which can run code when it is loaded.{beside} "
             "Give a checkpoint with safetensors files; transformers writes them with save_pretrained.",
             loc=("model", "id"),
         )
-    raise InvalidCheckpoint(f"There is no {SINGLE_FILE} and no {INDEX_FILE}.", loc=("model", "id"))
+    raise InvalidCheckpoint(f"There is no {SINGLE_FILE} and no {INDEX_FILE}.{beside}", loc=("model", "id"))
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -98,8 +100,6 @@ def weight_files(path: Path) -> list[Path]:
     refuse_pickled([entry.name for entry in path.iterdir()])
     if (path / SINGLE_FILE).is_file():  # before the index, as transformers has it
         return [path / SINGLE_FILE]
-    if not (path / INDEX_FILE).is_file():
-        raise InvalidCheckpoint(f"There is no {SINGLE_FILE} and no {INDEX_FILE}.", loc=("model", "id"))
     return [_shard(path, name) for name in _indexed_names(path)]
 
 

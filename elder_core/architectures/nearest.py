@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import product
 
+from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.rules import Fits, Settings
-from elder_core.architectures.table import Architecture
 
 Layers = tuple[int, ...]
 Worth = tuple[int, float]

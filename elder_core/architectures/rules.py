@@ -80,24 +80,25 @@ class Threshold(OneSetting):
 
 @dataclass(frozen=True)
 class Indices(OneSetting):
-    """A list of the indices of some layers; `needed` says why one of them must stay, if it must."""
+    """A list of the indices of some layers, the first being `first`; `needed` says why one must stay, if it must."""
 
     needed: str | None = None
+    first: int = 0
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
         chosen = settings.get(self.name)
         if not isinstance(chosen, list | tuple):
             return {}
-        found = _new_indices(chosen, kept)
+        found = _new_indices([index - self.first for index in chosen], kept)
         if self.needed and not found:
             raise Inexpressible(f"no layer that {self.name} lists would stay, and {self.needed}")
-        return {self.name: found}
+        return {self.name: [index + self.first for index in found]}
 
     def ways(self, settings: Settings, length: int, count: int) -> Iterator[Fits]:
         chosen = settings.get(self.name)
         if not self.needed or not isinstance(chosen, list | tuple):
             return super().ways(settings, length, count)
-        return _one_of(chosen, length)
+        return _one_of([index - self.first for index in chosen], length)
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,20 @@ class Interval:
         assert isinstance(interval, int)
         last = count - 1 if end == -1 else end
         return [layer for layer in range(count) if start <= layer <= last and (layer + 1) % interval == 0]
+
+
+@dataclass(frozen=True)
+class Within(OneSetting):
+    """Settings that stand together in one, each with a rule that has words for any layers."""
+
+    rules: tuple[Rule, ...]
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        part = settings.get(self.name)
+        if not isinstance(part, dict):
+            return {}
+        changes = [rule.after(part, kept, count) for rule in self.rules]
+        return {self.name: {**part, **dict(chain.from_iterable(change.items() for change in changes))}}
 
 
 @dataclass(frozen=True)

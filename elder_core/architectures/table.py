@@ -2,17 +2,17 @@
 
 A row says where a model keeps its decoder layers and which fields of its config speak of single layers. A new family
 is a new row; docs/add-an-architecture.md says how it is added and what it must pass. What transformers has besides is
-in `REFUSED`, each with the reason.
+in `refused.py`, each with the reason.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from elder_core.architectures.defaults import DEFAULTS
+from elder_core.architectures.architecture import COMMON_REFUSALS, Architecture, Refusal
+from elder_core.architectures.refused import REFUSED
 from elder_core.architectures.rules import (
     AtLeastOne,
     Changes,
@@ -23,120 +23,15 @@ from elder_core.architectures.rules import (
     OverRootOfDepth,
     Period,
     PerLayer,
-    Rule,
     Runs,
     Settings,
     Step,
     Threshold,
+    Within,
 )
 from elder_core.errors import UnsupportedArchitecture
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """A config in which `field` is set and true is refused, for `reason`."""
-
-    field: str
-    reason: str
-
-
-COMMON_REFUSALS = (
-    Refusal("is_encoder_decoder", "an encoder reads the decoder's layers; only decoder-only models are supported"),
-    Refusal(
-        "add_cross_attention", "cross-attention ties the layers to an encoder; only decoder-only models are supported"
-    ),
-    Refusal("per_layer_config", "its layers differ by settings that are kept by layer index"),
-)
-
 TEXT = "text_config"  # where the config of a model that sees as well keeps its text part's
-# what files call the decoder layers of such a model
-TEXT_STACKS = r"language_model\.model\.layers|model\.layers|model\.language_model\.layers|model\.text_model\.layers"
-
-# Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
-RECOMPUTED = r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One family.
-
-    `model_class` is the causal language model of the family in transformers, `stack` the attribute path from it to
-    its `ModuleList` of decoder layers. The other fields name config fields as `config.json` writes them:
-    `count` the number of layers, `hidden` the width, `positions` the longest sequence (None: no limit).
-    `per_layer` are lists with one entry for each layer. `thresholds` are layer indices from which on layers differ.
-    `rules` are the other settings that say by index what a layer is. `unread` are settings that speak of layers and
-    need no change: they fill in one of the lists above where it is missing, and a saved config has it.
-    `writers` are the attribute paths, within a decoder layer, of the two matrices whose outputs, scaled by nothing, are
-    added to the hidden state: attention's and, last, the MLP's; none where more or other things are added.
-    `plain_stream` are settings, and the values that they must have for that to be all that happens to it until the
-    final norm.
-    `returns` is how many things a layer returns, the hidden state first; None: the hidden state alone, in no tuple.
-    `head` is the output embedding's tensor in a checkpoint, and `tied` whether it is the input embedding's where the
-    config does not say. `float32` are the names of tensors, or of modules around them, that are stored in float32
-    whatever the others are stored in; `float32_in_files` are patterns of those that files name otherwise.
-    `refusals` are settings under which removing a layer would change the layers that stay. `not_loaded` are patterns of
-    tensors that files hold and transformers does not load: what old versions computed with, and what predicts several
-    tokens at once. `aliases` are other names that a config.json may have for the settings above, each with the setting.
-    `text_type` is the family of the text part, where that is only a part of the model: all settings are those of the
-    config's `text_config`, and tensors are saved by the names that they have in the source's files.
-    """
-
-    model_type: str
-    model_class: str
-    stack: str
-    count: str = "num_hidden_layers"
-    hidden: str = "hidden_size"
-    positions: str | None = "max_position_embeddings"
-    per_layer: tuple[str, ...] = ("layer_types",)
-    writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
-    plain_stream: tuple[tuple[str, object], ...] = ()
-    thresholds: tuple[str, ...] = ()
-    rules: tuple[Rule, ...] = ()
-    unread: tuple[str, ...] = ()
-    refusals: tuple[Refusal, ...] = COMMON_REFUSALS
-    not_loaded: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()
-    text_type: str | None = None
-    returns: int | None = None
-    head: str = "lm_head.weight"
-    tied: bool = False
-    float32: tuple[str, ...] = ()
-    float32_in_files: tuple[str, ...] = ()
-
-    @property
-    def alike(self) -> bool:
-        """Whether all layers hold tensors of the same names and shapes, as far as the row tells."""
-        return bool(self.writers) and not self.rules
-
-    def keeps(self, tensor: str) -> bool:
-        """Whether the tensor of that name is saved again; others are computed anew, or not loaded at all."""
-        return not any(re.search(pattern, tensor) for pattern in (*self.not_loaded, RECOMPUTED))
-
-    def place(self, tensor: str) -> tuple[str, int | None]:
-        """What the tensor of that name in a file is saved as, with `{}` for the number of its layer; and that number.
-
-        The base model's own checkpoints leave out the name that it has in the whole model.
-        """
-        if self.text_type:
-            found = re.match(rf"({TEXT_STACKS})\.(\d+)\.(.+)", tensor)
-            return (f"{found[1]}.{{}}.{found[3]}", int(found[2])) if found else (tensor, None)
-        base, _, stack = self.stack.partition(".")
-        if found := re.match(rf"(?:{base}\.)?{re.escape(stack)}\.(\d+)\.(.+)", tensor):
-            return f"{self.stack}.{{}}.{found[2]}", int(found[1])
-        head = self.head.rpartition(".")[0]
-        return tensor if tensor.startswith((f"{base}.", f"{head}.")) else f"{base}.{tensor}", None
-
-    def completed(self, settings: Settings) -> Settings:
-        """A config as `config.json` has it, with what transformers would fill in as far as this row names it."""
-        names = (self.count, self.hidden, *filter(None, [self.positions]))
-        default = dict(zip(names, DEFAULTS.get(self.text_type or self.model_type, ()), strict=False))
-        renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
-        return {**default, **settings, **renamed}
-
-    def keeps_float32(self, name: str) -> bool:
-        """Whether the tensor `name` is stored in float32 whatever the others are stored in."""
-        return any(re.search(rf"(^|\.){kept}($|\.)", name) for kept in (*self.float32, *self.float32_in_files))
-
 
 # how many layers for predicting several tokens at once there are, which are not loaded; those that the first of these
 # counts are kept after the others, as if they were more of them
@@ -273,7 +168,32 @@ ARCHITECTURES: dict[str, Architecture] = {
             writers=(),
             tied=True,
         ),
+        Architecture(
+            "ctrl",
+            "CTRLLMHeadModel",
+            "transformer.h",
+            count="n_layer",
+            hidden="n_embd",
+            positions="n_positions",
+            writers=(),
+            tied=True,
+            aliases=GPT,
+        ),
         Architecture("cwm", "CwmForCausalLM", "model.layers"),
+        Architecture(
+            "dbrx",
+            "DbrxForCausalLM",
+            "transformer.blocks",
+            count="n_layers",
+            hidden="d_model",
+            positions="max_seq_len",
+            writers=(),
+            aliases=(
+                ("num_hidden_layers", "n_layers"),
+                ("hidden_size", "d_model"),
+                ("max_position_embeddings", "max_seq_len"),
+            ),
+        ),
         Architecture(
             "deepseek_v2", "DeepseekV2ForCausalLM", "model.layers", thresholds=("first_k_dense_replace",), writers=()
         ),
@@ -430,7 +350,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("granitemoeshared", "GraniteMoeSharedForCausalLM", "model.layers", writers=()),
         Architecture("helium", "HeliumForCausalLM", "model.layers"),
         Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", "model.layers", writers=()),
-        Architecture("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "hunyuan_v1_moe",
+            "HunYuanMoEV1ForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", "moe_topk"),
+            first_authors=(PerLayer("num_shared_expert"), PerLayer("moe_intermediate_size")),
+            writers=(),
+        ),
         Architecture(
             "hy_v3",
             "HYV3ForCausalLM",
@@ -462,6 +389,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions="model_max_length",
             per_layer=("layer_types", "mlp_layer_types"),
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
+            first_authors=(
+                Within("linear_attn_config", (Indices("full_attn_layers", first=1), Indices("kda_layers", first=1))),
+                Threshold("first_k_dense_replace"),
+            ),
             writers=(),
             aliases=(("max_position_embeddings", "model_max_length"),),
         ),
@@ -529,6 +460,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "MiMoV2FlashForCausalLM",
             "model.layers",
             per_layer=("layer_types", "mlp_layer_types"),
+            first_authors=(PerLayer("hybrid_layer_pattern"), PerLayer("moe_layer_freq")),
             writers=(),
             float32=("e_score_correction_bias",),
             not_loaded=(r"^model\.mtp\.",),
@@ -679,7 +611,8 @@ LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "inte
 class Multimodal:
     """A family that reads images besides text, around a model of one of the families `texts`; the first is the default.
 
-    What sees is left as it is; layers are removed from the text part. `stack` and `tied` are as in Architecture.
+    What sees is left as it is; layers are removed from the text part. `stack` and `tied` are as in Architecture;
+    `text_ties`: embeddings are tied as well where the config of the text part has them tied.
     """
 
     model_type: str
@@ -687,6 +620,7 @@ class Multimodal:
     texts: tuple[str, ...]
     stack: str = LANGUAGE
     tied: bool = False
+    text_ties: bool = False
 
     def around(self, text_type: str | None) -> Architecture:
         """The row of the whole model.
@@ -701,12 +635,14 @@ class Multimodal:
                 f"been tried there; it may be {', '.join(self.texts)}.",
                 loc=("model", "id"),
             )
+        row = {**ARCHITECTURES, **TEXT_PARTS}[text_type]
         return replace(
-            {**ARCHITECTURES, **TEXT_PARTS}[text_type],
+            row,
             model_type=self.model_type,
             model_class=self.model_class,
             stack=self.stack,
             tied=self.tied,
+            text_tied=row.tied if self.text_ties else None,
             head="lm_head.weight",
             text_type=text_type,
         )
@@ -717,224 +653,14 @@ MULTIMODAL: dict[str, Multimodal] = {
     for row in (
         Multimodal("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",), tied=True),
         Multimodal("idefics3", "Idefics3ForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
-        Multimodal("internvl", "InternVLForConditionalGeneration", ("qwen2", *LLAMAS), tied=True),
-        Multimodal("llava", "LlavaForConditionalGeneration", LLAMAS),
+        Multimodal("internvl", "InternVLForConditionalGeneration", tuple(dict.fromkeys(("qwen2", *LLAMAS))), tied=True),
+        Multimodal("llava", "LlavaForConditionalGeneration", LLAMAS, text_ties=True),
         Multimodal("llava_next", "LlavaNextForConditionalGeneration", LLAMAS),
         Multimodal("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3"), tied=True),
-        Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",)),
-        Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",)),
+        Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",), text_ties=True),
+        Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",), text_ties=True),
         Multimodal("smolvlm", "SmolVLMForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
     )
-}
-
-ENCODER = "it is an encoder that can also be run as a decoder; only models made as decoders are supported"
-HALF = "it is the decoder of an encoder-decoder model, and an encoder reads or feeds its layers"
-SENSES = "it reads or makes images or sound by layers that are not those of a language model"
-DEEP = "what it sees is added after its first layers, found by their number"
-UNSEEN = "removing layers of its text part has not been shown yet to leave a model that loads and sees or hears rightly"
-PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
-SHARING = "its layers use the keys and values, or the choice of tokens, of an earlier layer, found by its number"
-UNTESTED = "removing its layers has not been shown yet to leave a model that loads and generates rightly"
-
-# model_type → why no layer can be removed; a class of transformers is in this table or in the other
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            "bert",
-            "bert-generation",
-            "big_bird",
-            "camembert",
-            "data2vec-text",
-            "electra",
-            "ernie",
-            "megatron-bert",
-            "rembert",
-            "roberta",
-            "roberta-prelayernorm",
-            "roc_bert",
-            "roformer",
-            "xlm",
-            "xlm-roberta",
-            "xlm-roberta-xl",
-            "xlnet",
-            "xmod",
-            "reformer",
-        ],
-        ENCODER,
-    ),
-    **dict.fromkeys(
-        [
-            "bart",
-            "bigbird_pegasus",
-            "blenderbot",
-            "blenderbot-small",
-            "marian",
-            "mbart",
-            "mvp",
-            "pegasus",
-            "plbart",
-            "prophetnet",
-            "trocr",
-            "florence2",
-            "t5gemma2",
-            "udop",
-            "vision-encoder-decoder",
-            "pix2struct",
-            "whisper",
-        ],
-        HALF,
-    ),
-    **dict.fromkeys(
-        [
-            "emu3",
-            "fuyu",
-            "git",
-            "got_ocr2",
-            "moshi",
-            "moss_transcribe_diarize",
-            "musicgen",
-            "musicgen_melody",
-            "phi4_multimodal",
-            "cosmos3_edge",
-            "cosmos3_omni",
-            "diffusion_gemma",
-            "evolla",
-            "pi0",
-            "janus",
-            "kosmos-2",
-            "kosmos-2.5",
-            "pp_formulanet",
-            "chameleon",
-            "cohere_compass_text",
-        ],
-        SENSES,
-    ),
-    **dict.fromkeys(
-        [
-            "aria",
-            "aya_vision",
-            "blip",
-            "blip-2",
-            "cohere2_vision",
-            "cohere_compass",
-            "deepseek_ocr2",
-            "deepseek_vl",
-            "deepseek_vl_hybrid",
-            "ernie4_5_vl_moe",
-            "exaone4_5",
-            "fast_vlm",
-            "fun_asr_nano",
-            "glm46v",
-            "glm4v",
-            "glm4v_moe",
-            "glm5_next",
-            "glm_ocr",
-            "glmasr",
-            "glmga",
-            "granite4_vision",
-            "granite_docling",
-            "granite_speech",
-            "granite_speech_plus",
-            "hunyuan_vl",
-            "hyperclovax_vision_v2",
-            "idefics",
-            "idefics2",
-            "inkling2",
-            "inkling_mm_model",
-            "instructblip",
-            "instructblipvideo",
-            "kimi_k25",
-            "kyutai_speech_to_text",
-            "lfm2_vl",
-            "lfm3_vl",
-            "lighton_ocr",
-            "llava_next_video",
-            "llava_onevision",
-            "minicpm_ocr",
-            "minicpmv4_6",
-            "minicpmv4_7",
-            "minimax_m3_vl",
-            "mistral4",
-            "mistral_large4",
-            "molmo2",
-            "muse_glimmer",
-            "muse_spark",
-            "nemo_speechlm",
-            "nemotron_h_omni",
-            "ovis2",
-            "paddleocr_vl",
-            "paligemma",
-            "perception_lm",
-            "pp_chart2table",
-            "qianfan_ocr",
-            "qwen2_5_omni",
-            "qwen2_5_omni_thinker",
-            "qwen2_audio",
-            "qwen3_asr",
-            "qwen3_omni_moe",
-            "qwen3_omni_moe_thinker",
-            "shieldgemma2",
-            "step3p7",
-            "unlimited_ocr",
-            "vibevoice_asr",
-            "video_llama_3",
-            "video_llava",
-            "vipllava",
-            "voxtral",
-            "voxtral_realtime",
-        ],
-        UNSEEN,
-    ),
-    **dict.fromkeys(["llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
-    **dict.fromkeys(["qwen3_vl", "qwen3_vl_moe"], DEEP),
-    **dict.fromkeys(["dots3_note", "dots3_note_text"], "its layers differ by settings that are kept by layer index"),
-    **dict.fromkeys(
-        [
-            "gemma3n",
-            "gemma3n_text",
-            "gemma4",
-            "gemma4_text",
-            "gemma4_assistant",
-            "gemma4_unified",
-            "gemma4_unified_text",
-            "gemma4_unified_assistant",
-            "glm_moe_dsa",
-            "hy_v4",
-        ],
-        SHARING,
-    ),
-    **dict.fromkeys(
-        [
-            "axk2",
-            "cpmant",
-            "ctrl",
-            "dbrx",
-            "inkling2_text",
-            "inkling_text",
-            "minimax_m3_vl_text",
-            "qwen4_exp",
-            "qwen4_exp_text",
-        ],
-        UNTESTED,
-    ),
-    "mllama": "the layers that look at images are found among the others by their number",
-    "beam": "each of its layers reads what chosen earlier layers added, found by their number",
-    "blt": "it has three stacks of layers, for bytes and for patches of bytes",
-    "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
-    "deepseek_v32": "generating with the cache has not been shown to equal generating without, where tokens are chosen",
-    "diffllama": "each layer's attention is weighted by a number computed from its index",
-    "gpt_neox_japanese": "only its last layer has a bias after attention, so that no other layer can become the last",
-    "hrm_text": "it runs its layers several times over, in two stacks",
-    "longcat_flash": "each of its layers holds two attentions with places of their own in the cache",
-    "minimax": "the decay of its linear attention is computed from the layer's index and the number of layers",
-    "modernbert-decoder": "its first layer alone has no norm before attention, so that no other can become the first",
-    "nemotron_h": "its layers are attention, experts or state space alone, kept as a pattern instead of a count",
-    "openai-gpt": "it keeps nothing between tokens, so that its generation cannot be measured as others' is",
-    "rwkv": "its first layer alone has a norm before it, so that no other can become the first",
-    "xlstm": "its states are kept outside the caches that other models use",
-    "zamba": "its attention layers share one block of weights, which is kept with one of them",
-    "zamba2": "its attention layers share blocks of weights, which are kept with some of them",
-    "zaya": "its layers pass a second state on to the next, and its first layer alone begins it",
 }
 
 
@@ -981,8 +707,15 @@ def check_settings(row: Architecture, settings: Settings) -> None:
     """Refuse a config, given as `field → value`, from which no layer can be removed.
 
     Raises:
-        UnsupportedArchitecture: a field named in `row.refusals` is set.
+        UnsupportedArchitecture: a field named in `row.refusals` is set, or one that no rule covers has an entry for
+            each layer.
     """
+    if (name := row.unknown_list(settings)) is not None:
+        raise UnsupportedArchitecture(
+            f"This {row.model_type} model cannot be pruned: {name} in its config has as many entries as there are "
+            f"layers, and it is not known what they say of them. If nothing reads {name}, take it out of config.json.",
+            loc=("model", "id"),
+        )
     for refusal in row.refusals:
         if settings.get(refusal.field):
             raise UnsupportedArchitecture(
@@ -1001,8 +734,7 @@ def changes(row: Architecture, settings: Settings, kept: Sequence[int]) -> Chang
     assert isinstance(count, int)
     found: Changes = {row.count: len(kept)}
     found |= {name: 0 for name in PREDICTORS if settings.get(name)}
-    rules: tuple[Rule, ...] = (*map(PerLayer, row.per_layer), *map(Threshold, row.thresholds), *row.rules)
-    for rule in rules:
+    for rule in row.all_rules:
         try:
             found |= rule.after(settings, kept, count)
         except Inexpressible as error:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from tests.unit.elder_core.families import LAYERS, POSITIONS, VOCABULARY, WINDOW
+from elder_core.architectures.table import MULTIMODAL
+from tests.unit.elder_core.families import VOCABULARY, tiny_config
 
 IMAGE = VOCABULARY  # the token that stands for a part of an image
-TEXT: dict[str, Any] = {
-    "vocab_size": VOCABULARY + 3,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "head_dim": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": POSITIONS,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2)}
+NEVER = [IMAGE, IMAGE + 1, IMAGE + 2]  # what is not said in answer
 ROTARY = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
 VISION: dict[str, Any] = {
     "hidden_size": 32,
@@ -35,7 +24,6 @@ VISION: dict[str, Any] = {
     "patch_size": 8,
 }
 QWEN: dict[str, Any] = {
-    "text_config": {**TEXT, **ROTARY},
     "vision_config": {
         "depth": 2,
         "embed_dim": 32,
@@ -50,19 +38,17 @@ QWEN: dict[str, Any] = {
     "vision_start_token_id": VOCABULARY + 1,
 }
 SMALL: dict[str, Any] = {
-    "text_config": {**TEXT, "model_type": "llama"},
     "vision_config": VISION,
     "image_token_id": IMAGE,
     "scale_factor": 2,
 }
 LLAVA: dict[str, Any] = {
-    "text_config": {**TEXT, "model_type": "llama"},
     "vision_config": {**VISION, "model_type": "clip_vision_model"},
     "image_token_index": IMAGE,
 }
+# model_type → what its config needs besides that of its text part
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {
-        "text_config": {**TEXT, **SLIDING},
         "vision_config": VISION,
         "mm_tokens_per_image": 4,
         "image_token_index": IMAGE,
@@ -70,14 +56,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "idefics3": SMALL,
     "internvl": {
-        "text_config": {**TEXT, **SLIDING, "model_type": "qwen2", "use_sliding_window": True},
         "vision_config": {**VISION, "image_size": [16, 16], "patch_size": [8, 8]},
         "image_token_id": IMAGE,
     },
     "llava": LLAVA,
     "llava_next": {**LLAVA, "image_grid_pinpoints": [[16, 16]]},
     "mistral3": {
-        "text_config": {**TEXT, "model_type": "mistral"},
         "vision_config": {**VISION, "head_dim": 8, "image_size": 32, "model_type": "pixtral"},
         "image_token_index": IMAGE,
         "spatial_merge_size": 2,
@@ -89,10 +73,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
 IMAGE_TOKENS = {"llava_next": 10, "idefics3": 1, "smolvlm": 1, "internvl": 1}  # 4 elsewhere
 
 
-def build_multimodal(model_type: str, **overrides: Any) -> PreTrainedModel:
+# family of the text part → what its config needs here besides what it needs alone
+TEXTS: dict[str, dict[str, Any]] = {"qwen2_vl_text": ROTARY, "qwen2_5_vl_text": ROTARY}
+
+
+def multimodal_config(model_type: str, text_type: str | None = None) -> PreTrainedConfig:
+    """The config of a tiny model, its text part of the first family in its row unless another is named."""
+    text_type = text_type or MULTIMODAL[model_type].texts[0]
+    text = tiny_config(text_type, vocab_size=VOCABULARY + 3, **TEXTS.get(text_type, {})).to_dict()
+    return AutoConfig.for_model(model_type, **CONFIGS[model_type], text_config=text)
+
+
+def each_seeing() -> list[Any]:
+    """(family, family of its text part): `make test` runs the first of each family, `make test-architectures` all."""
+    return [
+        pytest.param(row.model_type, text, marks=() if text == row.texts[0] else pytest.mark.every_family)
+        for row in MULTIMODAL.values()
+        for text in row.texts
+    ]
+
+
+def build_multimodal(model_type: str, text_type: str | None = None) -> PreTrainedModel:
     """A float32 model in eval mode with 6 decoder layers that all change their input visibly."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **overrides})
+    config = multimodal_config(model_type, text_type)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

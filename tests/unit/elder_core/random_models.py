@@ -27,6 +27,7 @@ from tests.unit.elder_core.families import tiny_config
 
 FEWEST_LAYERS, MOST_LAYERS = 3, 8
 WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size")
+NEVER_TIED = ("dbrx",)  # its config class refuses it
 COMPUTED = {"attention_layers"}  # from another setting, which is drawn
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -60,9 +61,9 @@ def removals(draw: Draw, family: str) -> Removal:
 
 
 def _of_the_whole(draw: Draw, tiny: Settings) -> Settings:
-    found: Settings = {"tie_word_embeddings": draw(st.booleans())}
+    found: Settings = {} if tiny["model_type"] in NEVER_TIED else {"tie_word_embeddings": draw(st.booleans())}
     found |= {name: draw(st.integers(4, 32)) for name in WINDOWS if isinstance(tiny.get(name), int)}
-    if tiny.get("num_key_value_heads") == 2 and "num_attention_heads_per_layer" not in tiny:
+    if tiny.get("num_key_value_heads") == 2 and {"num_attention_heads_per_layer", "attn_config"}.isdisjoint(tiny):
         found["num_key_value_heads"] = draw(st.sampled_from((1, 2)))  # MiMo doubles it
     return found
 
@@ -105,7 +106,8 @@ def _period(draw: Draw, rule: Period, settings: Settings, layers: int) -> Settin
 
 def _interval(draw: Draw, rule: Interval, settings: Settings, layers: int) -> Settings:
     start = draw(st.integers(0, layers - 1))
-    return {rule.start: start, rule.end: draw(st.integers(start, layers - 1)), rule.interval: draw(st.integers(1, 3))}
+    end = draw(st.sampled_from((-1, *range(start, layers))))  # -1: up to the last
+    return {rule.start: start, rule.end: end, rule.interval: draw(st.integers(1, 3))}
 
 
 DRAWN: dict[type[Rule], Callable[..., Settings]] = {

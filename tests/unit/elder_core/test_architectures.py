@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from elder_core.architectures import table
+from elder_core.architectures.architecture import NOT_OF_LAYERS
 from elder_core.architectures.defaults import DEFAULTS
+from elder_core.architectures.refused import REFUSED
 from elder_core.errors import UnsupportedArchitecture
 
 FAMILIES = sorted(table.ARCHITECTURES)
@@ -35,13 +38,13 @@ SPEAK_OF_NONE = {"layerdrop", "mtp_layer_types", "mtp_mlp_layer_types"}  # the l
 
 def test_every_model_of_transformers_that_writes_text_is_supported_or_refused_by_name():
     """A new release may have new ones: add a row to ARCHITECTURES or MULTIMODAL, or the reason why not to REFUSED."""
-    decided = {*table.ARCHITECTURES, *table.MULTIMODAL, *table.REFUSED}
+    decided = {*table.ARCHITECTURES, *table.MULTIMODAL, *REFUSED}
     there = {CONFIG_MAPPING[name].model_type or name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     assert there - decided == set()
     seeing = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
     assert seeing - decided == set()
     assert decided - there - seeing == set(), "transformers has it no longer"
-    assert len(decided) == len(table.ARCHITECTURES) + len(table.MULTIMODAL) + len(table.REFUSED)
+    assert len(decided) == len(table.ARCHITECTURES) + len(table.MULTIMODAL) + len(REFUSED)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,12 +73,30 @@ def test_field_names_are_those_of_the_json(family):
 def test_every_config_field_that_speaks_of_layers_is_dealt_with(family):
     row = table.find(family)
     written = AutoConfig.for_model(family).to_dict()
-    known = {row.count, table.APPENDED, *row.per_layer, *row.thresholds, *row.unread}
-    known |= {name for rule in row.rules for name in rule.names} | {refusal.field for refusal in row.refusals}
+    known = {row.count, table.APPENDED, *row.unread, *(refusal.field for refusal in row.refusals)}
+    known |= {name for rule in row.all_rules for name in rule.names}
     count = written[row.count]
     lists = {name for name, value in written.items() if isinstance(value, list) and len(value) == count}
     named = {name for name in written if SPEAKS_OF_LAYERS.search(name) and "norm" not in name}
     assert (named | lists) - known - SPEAK_OF_NONE == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_list_that_a_config_may_hold_is_dealt_with(family):
+    """By a rule, or as one that never has an entry for each layer; any other is refused if it has as many."""
+    row, config_class = table.find(family), type(AutoConfig.for_model(family))
+    fields = {field.name: str(field.type) for field in dataclasses.fields(config_class)}
+    lists = {name for name, kind in fields.items() if re.search(r"\b(list|tuple)\b", kind)}
+    assert "eos_token_id" in lists
+    known = {name for rule in row.all_rules for name in rule.names} | {*row.unread, *NOT_OF_LAYERS}
+    assert lists - known == set()
+
+
+def test_a_list_of_which_nothing_is_known_is_refused_if_it_has_an_entry_for_each_layer():
+    row, settings = table.find("llama"), {"num_hidden_layers": 6, "eos_token_id": [1, 2, 3, 4, 5, 6], "some": [1] * 5}
+    table.check_settings(row, settings)
+    with pytest.raises(UnsupportedArchitecture, match="pattern in its config has as many entries as there are layers"):
+        table.check_settings(row, settings | {"pattern": [0, 1] * 3})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -283,13 +283,21 @@ def test_parts_of_any_size_give_the_same(source: Resolved, tmp_path: Path, monke
     assert files(cut(source, tmp_path / "parts", dtype=Precision.FLOAT32)) == expected
 
 
-def test_no_model_is_built(source: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def built(*_: object, **__: object) -> None:
-        raise AssertionError("a model was built")
+def test_what_is_compared_with_the_files_takes_no_memory(
+    source: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(PreTrainedModel, "__init__", built)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", built)
+    places: list[set[str]] = []
+
+    def compared(model: PreTrainedModel, *_: object) -> None:
+        places.append({parameter.device.type for parameter in model.parameters()})
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loaded)
+    monkeypatch.setattr(PreTrainedModel, "_move_missing_keys_from_meta_to_device", compared)
     cut(source, tmp_path / "cut")
+    assert places == [{"meta"}]
 
 
 def test_every_tensor_is_a_step_and_any_may_be_the_last(source: Resolved, tmp_path: Path) -> None:
@@ -365,5 +373,5 @@ def test_a_setting_that_forbids_it(source: Resolved, tmp_path: Path) -> None:
 def test_a_config_that_transformers_refuses(source: Resolved, tmp_path: Path) -> None:
     path = source.path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": 5}))
-    with pytest.raises(InvalidCheckpoint, match="The config cannot be used"):
+    with pytest.raises(InvalidCheckpoint, match=r"The model cannot be loaded: .*validate_architecture"):
         cut(source, tmp_path / "cut")

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from elder_core.architectures.table import ARCHITECTURES
 from elder_core.gates import gated, observed
 from elder_core.parameters import Gate
 from elder_core.surgery import bypassed, decoder_layers
+from tests.unit.elder_core.acceptance import TRIED, named
 from tests.unit.elder_core.conftest import MakeTiny
-from tests.unit.elder_core.families import each
+from tests.unit.elder_core.families import LAYERS, each
 
 IDS = torch.arange(1, 25).view(2, 12)
+NEVER_CHECKPOINTED = ("ctrl", "jetmoe")
+AT_RANDOM_IN_TRAINING = ("phimoe",)  # tokens are sent to experts that are drawn, the same again for the same seed
 
 
 class Doubler(nn.Module):
@@ -29,22 +31,24 @@ class Doubler(nn.Module):
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel) -> Tensor:
-    result: Tensor = model(input_ids=IDS, use_cache=False).logits
+def logits(model: PreTrainedModel, **given: Tensor) -> Tensor:
+    result: Tensor = model(**given or {"input_ids": IDS}, use_cache=False).logits
     return result
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gpt_neox"])
-def test_a_residual_weight_of_0_is_the_layer_removed(make_tiny, model_type: str) -> None:  # type: ignore[no-untyped-def]
-    model = make_tiny(model_type)
+@pytest.mark.parametrize("name", each(TRIED))
+def test_a_residual_weight_of_0_is_the_layer_removed(name: str) -> None:
+    family = named(name)
+    model, given = family.build(), family.given()
     layers = decoder_layers(model)
-    weights = torch.ones(len(layers))
-    weights[2] = 0
-    with gated(layers, weights, Gate.RESIDUAL, range(len(layers))):
-        found = logits(model)
-    with bypassed(model, [2]):
-        expected = logits(model)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for removed in ([2], [0, LAYERS - 1]):
+        weights = torch.ones(len(layers))
+        weights[removed] = 0
+        with gated(layers, weights, Gate.RESIDUAL, range(len(layers))):
+            found = logits(model, **given)
+        with bypassed(model, removed):
+            expected = logits(model, **given)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", list(Gate))
@@ -104,42 +108,57 @@ def test_observed_sees_the_output_without_the_gate(gate: bool) -> None:
     assert output.sum().item() == (3 if gate else 6)
 
 
-@pytest.mark.parametrize("family", each(ARCHITECTURES))
-def test_gates_work_with_gradient_checkpointing_and_leave_the_model_as_it_was(family: str, make_tiny: MakeTiny) -> None:
-    model = make_tiny(family).requires_grad_(False)
-    if not model.supports_gradient_checkpointing:
-        assert family == "jetmoe"
-        return
+@pytest.mark.parametrize("name", each(TRIED))
+def test_gates_work_with_gradient_checkpointing_and_leave_the_model_as_it_was(name: str) -> None:
+    family = named(name)
+    model, given = family.build().requires_grad_(False), family.given()
     before, layers = copy.deepcopy(model.state_dict()), decoder_layers(model)
     chosen = [0, 2, 5]
 
     def gradient() -> Tensor:
+        torch.manual_seed(0)
         weights = torch.full((len(layers),), 0.5, requires_grad=True)
         with gated(layers, weights, Gate.RESIDUAL, chosen):
-            model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).mean().backward()
+            model(**given, use_cache=False).logits.logsumexp(-1).mean().backward()
         assert weights.grad is not None
         return weights.grad
 
-    whole, plain = logits(model), gradient()
+    whole = logits(model, **given)
+    with training(model) if name in AT_RANDOM_IN_TRAINING else nullcontext():
+        plain = gradient()
     assert plain.nonzero().flatten().tolist() == chosen
-    with checkpointed(model):
-        found = gradient()
-    if family != "phimoe":  # which sends tokens to experts at random in training
+    if name not in NEVER_CHECKPOINTED:
+        with training(model), checkpointed(model):
+            found = gradient()
         torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
-    assert torch.equal(logits(model), whole)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(logits(model, **given), whole)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     assert not any(layer._forward_hooks or "forward" in layer.__dict__ for layer in layers)
 
 
+def test_what_cannot_be_checkpointed_is_what_transformers_says(make_tiny: MakeTiny) -> None:
+    assert all(not make_tiny(family).supports_gradient_checkpointing for family in NEVER_CHECKPOINTED)
+
+
 @contextmanager
-def checkpointed(model: PreTrainedModel) -> Iterator[None]:
-    """Compute each layer again on the way back; models do so in training mode only."""
-    model.activation_checkpointing_enable()
+def training(model: PreTrainedModel) -> Iterator[None]:
+    """In training mode, which is the only one that checkpoints, without what drops numbers at random."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         vars(module).update({name: 0.0 for name, value in vars(module).items() if "drop" in name and value})
-    yield
-    model.eval()
-    model.activation_checkpointing_disable()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel) -> Iterator[None]:
+    """Compute each layer again on the way back."""
+    model.activation_checkpointing_enable()
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()

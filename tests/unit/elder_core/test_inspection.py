@@ -160,6 +160,15 @@ class TestInspectCheckpoint:
         with pytest.raises(PickledWeights, match=name):
             inspection.inspect_checkpoint(checkpoint)
 
+    def test_pickles_beside_safetensors_that_transformers_does_not_load(self, checkpoint):
+        """As Mistral's folders: what its own code loads, and pickles of the weights that transformers would load."""
+        (checkpoint / "model.safetensors").rename(checkpoint / "consolidated.safetensors")
+        with pytest.raises(InvalidCheckpoint, match=r"no model\.safetensors .*consolidated\.safetensors is no name"):
+            inspection.inspect_checkpoint(checkpoint)
+        (checkpoint / "pytorch_model.bin").write_bytes(b"")
+        with pytest.raises(PickledWeights, match=r"pytorch_model\.bin.*consolidated\.safetensors is no name"):
+            inspection.inspect_checkpoint(checkpoint)
+
     def test_pickles_beside_safetensors_do_not_matter(self, checkpoint):
         (checkpoint / "pytorch_model.bin").write_bytes(b"")
         assert inspection.inspect_checkpoint(checkpoint).layers == 6
@@ -215,6 +224,8 @@ class TestInspectCheckpoint:
                 r"vision_config\.num_hidden_layers",
             ),
             ({"model_type": "qwen2_vl", "vision_config": {"depth": 10**12}}, r"vision_config\.depth"),
+            ({"model_type": "mixtral", "num_local_experts": 10**6}, "num_local_experts"),
+            ({"model_type": "deepseek_v3", "n_routed_experts": 10**6}, "n_routed_experts"),
         ],
     )
     def test_absurd_numbers_elsewhere(self, settings, named):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elder_core.architectures import table
+from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.nearest import nearest
 from elder_core.architectures.rules import AtLeastOne, Indices, Interval, Period, Rule, Runs, Step
 from elder_core.errors import UnsupportedArchitecture
@@ -47,7 +48,7 @@ def settings(draw: Any) -> dict[str, object]:
     }
 
 
-def can_be_said(row: table.Architecture, given: dict[str, object], removed: tuple[int, ...]) -> bool:
+def can_be_said(row: Architecture, given: dict[str, object], removed: tuple[int, ...]) -> bool:
     count = given[row.count]
     assert isinstance(count, int)
     try:

@@ -19,6 +19,7 @@ from elder_core.architectures.rules import (
     Runs,
     Step,
     Threshold,
+    Within,
 )
 
 KEPT = (1, 2, 4, 5)  # of 6
@@ -33,6 +34,13 @@ KEPT = (1, 2, 4, 5)  # of 6
         (Threshold("a"), {"a": 3}, {"a": 2}),
         (Threshold("a"), {"a": None}, {}),
         (Indices("a"), {"a": [0, 2, 5]}, {"a": [1, 3]}),
+        (Indices("a", first=1), {"a": [1, 3, 6]}, {"a": [2, 4]}),
+        (
+            Within("a", (Indices("b", first=1), Threshold("c"))),
+            {"a": {"b": [2, 3], "c": 3, "d": 7}},
+            {"a": {"b": [1, 2], "c": 2, "d": 7}},
+        ),
+        (Within("a", (Threshold("c"),)), {"a": None, "c": 3}, {}),
         (Cycle("a"), {"a": ["x", "y", "z"]}, {"a": ["y", "z", "y", "z"]}),
         (Runs("a"), {"a": [[["x", "y"], 2], [["z"], 2]]}, {"a": [[["y", "x", "z", "z"], 1]]}),
         (Step("a", "b"), {"a": 2, "b": [3]}, {"a": 1, "b": [1, 2]}),

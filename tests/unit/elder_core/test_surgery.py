@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from elder_core.architectures import table
+from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft, UnsupportedArchitecture
 from elder_core.surgery import bypassed, decoder_layers, layer_map, remove_layers
@@ -140,13 +141,40 @@ def test_attention_scaled_by_layer_index_is_refused(make_tiny):
 
 
 def test_only_the_fields_that_speak_of_layers_change():
-    row = table.Architecture(
-        "x", "X", "model.layers", count="depth", per_layer=("types", "absent"), thresholds=("first",)
-    )
+    row = Architecture("x", "X", "model.layers", count="depth", per_layer=("types", "absent"), thresholds=("first",))
     settings = {"depth": 5, "types": ["a", "b", "c", "d", "e"], "absent": None, "first": 3, "hidden_size": 5}
     assert table.changes(row, settings, [0, 2, 4]) == {"depth": 3, "types": ["a", "c", "e"], "first": 2}
     assert settings["types"] == ["a", "b", "c", "d", "e"]
     assert table.changes(row, {"depth": 5}, [0, 2, 4]) == {"depth": 3}
+
+
+def test_what_the_first_authors_say_of_layers_is_said_of_those_that_stay(make_tiny):
+    """transformers keeps these settings and does not read them, or not beside its own; other programs do."""
+    model = make_tiny("mimo_v2_flash", hybrid_layer_pattern=[0, 1, 1, 0, 1, 1], moe_layer_freq=[0, 1, 1, 1, 1, 0])
+    remove_layers(model, (1, 5))
+    settings = model.config.to_dict()
+    assert (settings["hybrid_layer_pattern"], settings["moe_layer_freq"]) == ([0, 1, 0, 1], [0, 1, 1, 1])
+
+
+def test_what_the_first_authors_say_of_layers_agrees_with_what_transformers_says(make_tiny):
+    """Kimi Linear's own settings number layers from 1; read alone they give the lists that transformers writes."""
+    own = {
+        "linear_attn_config": {"full_attn_layers": [2, 5], "kda_layers": [1, 3, 4, 6]},
+        "first_k_dense_replace": 2,
+    }
+    model = make_tiny("kimi_linear", layer_types=None, mlp_layer_types=None, **own)
+    remove_layers(model, (0, 2))
+    written = model.config.to_dict()
+    assert written["linear_attn_config"] == {"full_attn_layers": [1, 3], "kda_layers": [2, 4]}
+    read = type(model.config)(num_hidden_layers=4, **{name: written[name] for name in own})
+    assert (read.layer_types, read.mlp_layer_types) == (written["layer_types"], written["mlp_layer_types"])
+
+
+def test_a_list_with_an_entry_for_each_layer_of_which_nothing_is_known_is_refused(make_tiny):
+    model = make_tiny("llama", sizes_by_layer=[1, 2, 3, 4, 5, 6])
+    with pytest.raises(UnsupportedArchitecture, match=r"sizes_by_layer .*take it out of config\.json"):
+        remove_layers(model, (1,))
+    assert len(decoder_layers(model)) == 6
 
 
 @given(st.integers(1, 40), st.data())

@@ -1,0 +1,145 @@
+"""What the table says of one family. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from elder_core.architectures.defaults import DEFAULTS
+from elder_core.architectures.rules import PerLayer, Rule, Settings, Threshold
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A config in which `field` is set and true is refused, for `reason`."""
+
+    field: str
+    reason: str
+
+
+COMMON_REFUSALS = (
+    Refusal("is_encoder_decoder", "an encoder reads the decoder's layers; only decoder-only models are supported"),
+    Refusal(
+        "add_cross_attention", "cross-attention ties the layers to an encoder; only decoder-only models are supported"
+    ),
+    Refusal("per_layer_config", "its layers differ by settings that are kept by layer index"),
+)
+
+# lists in configs that are never one entry for each layer, however many there are
+NOT_OF_LAYERS = (
+    *("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+    *("time_step_limit", "ssm_multipliers", "mlp_multipliers"),
+    *("image_size", "patch_size", "temporal_patch_size", "vision_feature_layer"),
+    *("mtp_layer_types", "mtp_mlp_layer_types"),  # of layers that are not loaded
+)
+
+# what files call the decoder layers of such a model
+TEXT_STACKS = r"language_model\.model\.layers|model\.layers|model\.language_model\.layers|model\.text_model\.layers"
+
+# Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
+RECOMPUTED = r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family.
+
+    `model_class` is the causal language model of the family in transformers, `stack` the attribute path from it to
+    its `ModuleList` of decoder layers. The other fields name config fields as `config.json` writes them:
+    `count` the number of layers, `hidden` the width, `positions` the longest sequence (None: no limit).
+    `per_layer` are lists with one entry for each layer. `thresholds` are layer indices from which on layers differ.
+    `rules` are the other settings that say by index what a layer is. `unread` are settings that speak of layers and
+    need no change: they fill in one of the lists above where it is missing, and a saved config has it.
+    `first_authors` are rules of settings that transformers does not write but keeps where a file has them, as those of
+    the family's first authors do; their own code, and other programs, read them.
+    `writers` are the attribute paths, within a decoder layer, of the two matrices whose outputs, scaled by nothing, are
+    added to the hidden state: attention's and, last, the MLP's; none where more or other things are added.
+    `plain_stream` are settings, and the values that they must have for that to be all that happens to it until the
+    final norm.
+    `returns` is how many things a layer returns, the hidden state first; None: the hidden state alone, in no tuple.
+    `head` is the output embedding's tensor in a checkpoint, and `tied` whether it is the input embedding's where the
+    config does not say; `text_tied` is the same of the text part where that ties the whole model as well, None where it
+    does not. `float32` are the names of tensors, or of modules around them, that are stored in float32 whatever the
+    others are stored in; `float32_in_files` are patterns of those that files name otherwise.
+    `refusals` are settings under which removing a layer would change the layers that stay. `not_loaded` are patterns of
+    tensors that files hold and transformers does not load: what old versions computed with, and what predicts several
+    tokens at once. `aliases` are other names that a config.json may have for the settings above, each with the setting.
+    `text_type` is the family of the text part, where that is only a part of the model: all settings are those of the
+    config's `text_config`, and tensors are saved by the names that they have in the source's files.
+    """
+
+    model_type: str
+    model_class: str
+    stack: str
+    count: str = "num_hidden_layers"
+    hidden: str = "hidden_size"
+    positions: str | None = "max_position_embeddings"
+    per_layer: tuple[str, ...] = ("layer_types",)
+    writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    plain_stream: tuple[tuple[str, object], ...] = ()
+    thresholds: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    unread: tuple[str, ...] = ()
+    first_authors: tuple[Rule, ...] = ()
+    refusals: tuple[Refusal, ...] = COMMON_REFUSALS
+    not_loaded: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    text_type: str | None = None
+    returns: int | None = None
+    head: str = "lm_head.weight"
+    tied: bool = False
+    text_tied: bool | None = None
+    float32: tuple[str, ...] = ()
+    float32_in_files: tuple[str, ...] = ()
+
+    @property
+    def alike(self) -> bool:
+        """Whether all layers hold tensors of the same names and shapes, as far as the row tells."""
+        return bool(self.writers) and not self.rules
+
+    @property
+    def all_rules(self) -> tuple[Rule, ...]:
+        """The rules of all settings that speak of single layers."""
+        lists, thresholds = map(PerLayer, self.per_layer), map(Threshold, self.thresholds)
+        return (*lists, *thresholds, *self.rules, *self.first_authors)
+
+    def unknown_list(self, settings: Settings) -> str | None:
+        """The name of a setting that has as many entries as there are layers, and no rule to say what they are."""
+        known = {name for rule in self.all_rules for name in rule.names} | {*self.unread, *NOT_OF_LAYERS}
+        count = settings.get(self.count)
+        lists = (name for name, value in settings.items() if isinstance(value, list | tuple) and len(value) == count)
+        return next((name for name in lists if name not in known), None)
+
+    def keeps(self, tensor: str) -> bool:
+        """Whether the tensor of that name is saved again; others are computed anew, or not loaded at all."""
+        return not any(re.search(pattern, tensor) for pattern in (*self.not_loaded, RECOMPUTED))
+
+    def place(self, tensor: str) -> tuple[str, int | None]:
+        """What the tensor of that name in a file is saved as, with `{}` for the number of its layer; and that number.
+
+        The base model's own checkpoints leave out the name that it has in the whole model.
+        """
+        if self.text_type:
+            found = re.match(rf"({TEXT_STACKS})\.(\d+)\.(.+)", tensor)
+            return (f"{found[1]}.{{}}.{found[3]}", int(found[2])) if found else (tensor, None)
+        base, _, stack = self.stack.partition(".")
+        if found := re.match(rf"(?:{base}\.)?{re.escape(stack)}\.(\d+)\.(.+)", tensor):
+            return f"{self.stack}.{{}}.{found[2]}", int(found[1])
+        head = self.head.rpartition(".")[0]
+        return tensor if tensor.startswith((f"{base}.", f"{head}.")) else f"{base}.{tensor}", None
+
+    def completed(self, settings: Settings) -> Settings:
+        """A config as `config.json` has it, with what transformers would fill in as far as this row names it."""
+        names = (self.count, self.hidden, *filter(None, [self.positions]))
+        default = dict(zip(names, DEFAULTS.get(self.text_type or self.model_type, ()), strict=False))
+        renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
+        return {**default, **settings, **renamed}
+
+    def ties(self, whole: Settings, text: Settings) -> bool:
+        """Whether the output embedding is the input embedding, by the config and that of the text part, if any."""
+        name = "tie_word_embeddings"
+        return bool(whole.get(name, self.tied) or (self.text_tied is not None and text.get(name, self.text_tied)))
+
+    def keeps_float32(self, name: str) -> bool:
+        """Whether the tensor `name` is stored in float32 whatever the others are stored in."""
+        return any(re.search(rf"(^|\.){kept}($|\.)", name) for kept in (*self.float32, *self.float32_in_files))

@@ -1,0 +1,248 @@
+"""What else transformers has that writes text, and why no layer of it can be removed."""
+
+from __future__ import annotations
+
+ENCODER = "it is an encoder that can also be run as a decoder; only models made as decoders are supported"
+HALF = "it is the decoder of an encoder-decoder model, and an encoder reads or feeds its layers"
+SENSES = "it reads or makes images or sound by layers that are not those of a language model"
+DEEP = "what it sees is added after its first layers, found by their number"
+HEARS = "it hears, and transformers loads it by another class than models that read text and images"
+ACROSS = "its text part looks at images by attention of its own, in layers found by their number or in every layer"
+EITHER = "its text part is a decoder or an encoder-decoder model, as a setting says"
+SEVERAL = "it is several language models in one, of which one thinks and another speaks"
+OWN_TEXT = "its text part is of a family of its own, and no row of the table says which of its settings speak of layers"
+EYES = "its text part is of a supported family, but no test yet gives a shortened model of it an image to look at"
+CHOSEN = "generating with the cache has not been shown to equal generating without, where tokens are chosen"
+CONVOLVED = "each of its layers keeps several states of convolutions in the cache, which no test of ours reads"
+PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
+SHARING = "its layers use the keys and values, or the choice of tokens, of an earlier layer, found by its number"
+
+# model_type → why no layer can be removed; a class of transformers is in this table or in the other
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        [
+            "bert",
+            "bert-generation",
+            "big_bird",
+            "camembert",
+            "data2vec-text",
+            "electra",
+            "ernie",
+            "megatron-bert",
+            "rembert",
+            "roberta",
+            "roberta-prelayernorm",
+            "roc_bert",
+            "roformer",
+            "xlm",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xlnet",
+            "xmod",
+            "reformer",
+        ],
+        ENCODER,
+    ),
+    **dict.fromkeys(
+        [
+            "bart",
+            "bigbird_pegasus",
+            "blenderbot",
+            "blenderbot-small",
+            "marian",
+            "mbart",
+            "mvp",
+            "pegasus",
+            "plbart",
+            "prophetnet",
+            "trocr",
+            "florence2",
+            "t5gemma2",
+            "udop",
+            "vision-encoder-decoder",
+            "pix2struct",
+            "whisper",
+        ],
+        HALF,
+    ),
+    **dict.fromkeys(
+        [
+            "emu3",
+            "fuyu",
+            "git",
+            "got_ocr2",
+            "moshi",
+            "moss_transcribe_diarize",
+            "musicgen",
+            "musicgen_melody",
+            "phi4_multimodal",
+            "cosmos3_edge",
+            "cosmos3_omni",
+            "diffusion_gemma",
+            "evolla",
+            "pi0",
+            "janus",
+            "kosmos-2",
+            "kosmos-2.5",
+            "pp_formulanet",
+            "chameleon",
+            "cohere_compass_text",
+        ],
+        SENSES,
+    ),
+    **dict.fromkeys(
+        [
+            "fun_asr_nano",
+            "glmasr",
+            "granite_speech",
+            "granite_speech_plus",
+            "kyutai_speech_to_text",
+            "nemo_speechlm",
+            "qwen2_audio",
+            "qwen3_asr",
+            "vibevoice_asr",
+            "voxtral",
+            "voxtral_realtime",
+        ],
+        HEARS,
+    ),
+    **dict.fromkeys(
+        [
+            "blip",
+            "idefics",
+        ],
+        ACROSS,
+    ),
+    **dict.fromkeys(
+        [
+            "blip-2",
+            "instructblip",
+            "instructblipvideo",
+        ],
+        EITHER,
+    ),
+    **dict.fromkeys(
+        [
+            "qwen2_5_omni",
+            "qwen3_omni_moe",
+        ],
+        SEVERAL,
+    ),
+    **dict.fromkeys(
+        [
+            "deepseek_ocr2",
+            "ernie4_5_vl_moe",
+            "glm46v",
+            "glm4v",
+            "glm4v_moe",
+            "glm_ocr",
+            "glmga",
+            "hunyuan_vl",
+            "inkling2",
+            "inkling_mm_model",
+            "mistral4",
+            "molmo2",
+            "muse_glimmer",
+            "muse_spark",
+            "nemotron_h_omni",
+            "paddleocr_vl",
+            "qwen2_5_omni_thinker",
+            "unlimited_ocr",
+        ],
+        OWN_TEXT,
+    ),
+    **dict.fromkeys(
+        [
+            "aria",
+            "aya_vision",
+            "cohere2_vision",
+            "deepseek_vl",
+            "deepseek_vl_hybrid",
+            "exaone4_5",
+            "fast_vlm",
+            "hyperclovax_vision_v2",
+            "idefics2",
+            "kimi_k25",
+            "lfm2_vl",
+            "lfm3_vl",
+            "lighton_ocr",
+            "llava_next_video",
+            "llava_onevision",
+            "minicpm_ocr",
+            "minicpmv4_6",
+            "minicpmv4_7",
+            "ovis2",
+            "paligemma",
+            "perception_lm",
+            "pp_chart2table",
+            "qianfan_ocr",
+            "shieldgemma2",
+            "video_llama_3",
+            "video_llava",
+            "vipllava",
+        ],
+        EYES,
+    ),
+    **dict.fromkeys(["llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
+    **dict.fromkeys(
+        [
+            "qwen3_vl",
+            "qwen3_vl_moe",
+            "cohere_compass",
+            "granite4_vision",
+            "granite_docling",
+            "qwen3_omni_moe_thinker",
+        ],
+        DEEP,
+    ),
+    **dict.fromkeys(
+        ["dots3_note", "dots3_note_text", "step3p7"], "its layers differ by settings that are kept by layer index"
+    ),
+    **dict.fromkeys(
+        [
+            "gemma3n",
+            "gemma3n_text",
+            "gemma4",
+            "gemma4_text",
+            "gemma4_assistant",
+            "gemma4_unified",
+            "gemma4_unified_text",
+            "gemma4_unified_assistant",
+            "glm_moe_dsa",
+            "hy_v4",
+        ],
+        SHARING,
+    ),
+    **dict.fromkeys(
+        [
+            "axk2",
+            "deepseek_v32",
+            "glm5_next",
+            "minimax_m3_vl",
+            "minimax_m3_vl_text",
+            "mistral_large4",
+            "qwen4_exp",
+            "qwen4_exp_text",
+        ],
+        CHOSEN,
+    ),
+    **dict.fromkeys(["inkling2_text", "inkling_text"], CONVOLVED),
+    "mllama": "the layers that look at images are found among the others by their number",
+    "cpmant": "it puts tokens of its own before every text, so that its layers give more than the text's tokens",
+    "beam": "each of its layers reads what chosen earlier layers added, found by their number",
+    "blt": "it has three stacks of layers, for bytes and for patches of bytes",
+    "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
+    "diffllama": "each layer's attention is weighted by a number computed from its index",
+    "gpt_neox_japanese": "only its last layer has a bias after attention, so that no other layer can become the last",
+    "hrm_text": "it runs its layers several times over, in two stacks",
+    "longcat_flash": "each of its layers holds two attentions with places of their own in the cache",
+    "minimax": "the decay of its linear attention is computed from the layer's index and the number of layers",
+    "modernbert-decoder": "its first layer alone has no norm before attention, so that no other can become the first",
+    "nemotron_h": "its layers are attention, experts or state space alone, kept as a pattern instead of a count",
+    "openai-gpt": "it keeps nothing between tokens, so that its generation cannot be measured as others' is",
+    "rwkv": "its first layer alone has a norm before it, so that no other can become the first",
+    "xlstm": "its states are kept outside the caches that other models use",
+    "zamba": "its attention layers share one block of weights, which is kept with one of them",
+    "zamba2": "its attention layers share blocks of weights, which are kept with some of them",
+    "zaya": "its layers pass a second state on to the next, and its first layer alone begins it",
+}
