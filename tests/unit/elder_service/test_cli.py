@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from elder_service.db.engine import make_engine
-from elder_service.db.schema import migrate
+from elder_service.db.schema import expected_head, migrate
 from elder_service.processes import die_with_parent
 from tests.servers import free_port
 
@@ -36,8 +36,8 @@ def test_another_schema_is_one_sentence(environment: pytest.MonkeyPatch, tmp_pat
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "error [schema_mismatch]: The database is at migration none, this version of the service needs 0002. "
-        "Run `elder-server migrate` with this version, or start the version that fits the database."
+        f"error [schema_mismatch]: The database is at migration none, this version of the service needs {expected_head()}."
+        " Run `elder-server migrate` with this version, or start the version that fits the database."
     ]
 
 
