@@ -36,8 +36,8 @@ def test_another_schema_is_one_sentence(environment: pytest.MonkeyPatch, tmp_pat
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        f"error [schema_mismatch]: The database is at migration none, this version of the service needs {expected_head()}."
-        " Run `elder-server migrate` with this version, or start the version that fits the database."
+        "error [schema_mismatch]: The database is at migration none, this version of the service needs "
+        f"{expected_head()}. Run `elder-server migrate` with this version, or start the version that fits the database."
     ]
 
 
