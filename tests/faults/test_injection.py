@@ -150,7 +150,7 @@ def test_a_fault_anywhere_costs_no_job(
 ) -> None:  # fmt: skip
     settings = Settings(
         data_dir=tmp_path / "data", database_url=database_url, retry_delay_seconds=0, lease_seconds=3,
-        heartbeat_seconds=0.01, cancel_poll_seconds=0.01, maintenance_seconds=0.01, max_running_per_owner=5,
+        heartbeat_seconds=0.01, cancel_poll_seconds=0.01, maintenance_seconds=0.2, max_running_per_owner=5,
     )  # fmt: skip
     jobs = [submit(sessions, max_attempts=9) for _ in range(2)]
     expiring = submit(sessions, max_queue_seconds=1)
