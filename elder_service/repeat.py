@@ -22,8 +22,6 @@ class Repeat(threading.Thread):
         while not self._stop_event.is_set():
             try:
                 self._action()
-            except (
-                Exception
-            ):  # nobody is above a thread: what is not caught here ends the timer, and nobody hears of it
+            except Exception:  # nobody is above a thread: what is not caught here ends the timer unheard
                 _log.exception("timer %s", self.name)
             self._stop_event.wait(self._seconds)
