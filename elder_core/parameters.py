@@ -45,13 +45,6 @@ class Norm(StrEnum):
     RELATIVE = "relative"  # mean over tokens of ‖Δ‖₂² / ‖x‖₂²
 
 
-class SearchScore(StrEnum):
-    """What the search over sets of layers makes smallest."""
-
-    LOSS = "loss"  # of the model without the set, as it is then
-    RECOVERY = "recovery"  # the error of the last hidden state that linear maps in the gaps cannot make up for
-
-
 class Weights(StrEnum):
     """Which weights training changes."""
 
@@ -155,19 +148,13 @@ class ElderParameters(TrainingParameters):
         description="Layers chosen after each round of learning; 1 is the paper's iterative selection, null chooses "
         "all in one round.",
     )
-    search_samples: int = Field(
-        default=16,
+    search_samples: int | None = Field(
+        default=None,
         ge=0,
         le=1_000_000,
-        description="Sequences on which chosen layers are exchanged for others while the set's score falls; 0: never. "
-        "Only where search_score says so. By recovery their hidden states of all layers are in memory at once, by loss "
-        "their logits.",
-    )
-    search_score: SearchScore | None = Field(
-        default=None,
-        description="What sets of layers are judged by in a search that follows the weights: loss, right after "
-        "removal, or recovery, what linear maps in the gaps cannot make up for. Null searches by loss where nothing is "
-        "trained, and not at all where training follows: then the smallest weights are as good.",
+        description="Sequences on which chosen layers are then exchanged for others, while KL from the unpruned model "
+        "falls; its logits are kept in memory. 0 takes the layers with the smallest weights as they are. Null takes 16 "
+        "where nothing is trained, and 0 where training follows, which makes up for more than a search would gain.",
     )
     search_border: int = Field(
         default=8,
@@ -175,9 +162,7 @@ class ElderParameters(TrainingParameters):
         le=10_000,
         description="Layers that the search may exchange: so many of the last chosen, and of the first kept.",
     )
-    search_batch_size: int = Field(
-        default=4, ge=1, le=1024, description="Sequences in one forward pass of the search by loss."
-    )
+    search_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass of the search.")
     search_width: int = Field(
         default=2, ge=0, le=100, description="Chosen layers whose return is tried in one step of the search."
     )
@@ -202,11 +187,13 @@ class ElderParameters(TrainingParameters):
     )
 
     @property
-    def searched_by(self) -> SearchScore | None:
-        """What the search judges sets by; None if there is none."""
-        if self.layers_per_round is not None or not self.search_samples or not self.search_width:
-            return None
-        return self.search_score or (None if self.trains else SearchScore.LOSS)
+    def searched(self) -> int:
+        """Sequences that a search over sets of layers looks at; 0 if there is none."""
+        if self.layers_per_round is not None or not self.search_width:
+            return 0
+        if self.search_samples is None:
+            return 0 if self.trains else 16
+        return self.search_samples
 
     default_tokens: ClassVar[int] = 250_000
     tokens: int | None = Field(

@@ -27,10 +27,10 @@ class Teacher:
     unchanged: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Logits `[batch, seq, vocabulary]` of `ids` `[batch, seq]`."""
+    def __call__(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """See `logits_of`."""
         with self.unchanged():
-            return logits_of(self.model, ids)
+            return logits_of(self.model, ids, positions)
 
     def states(self, ids: Tensor, layers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """The logits, and the hidden states `[batch, seq, hidden]` that leave `layers`."""
@@ -43,11 +43,14 @@ def leaving(_: Tensor, y: Tensor) -> Tensor:
     return y
 
 
-def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Logits `[batch, seq, vocabulary]` of `ids` `[batch, seq]`."""
+def logits_of(model: PreTrainedModel, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Logits `[batch, seq, vocabulary]` of `ids` `[batch, seq]`, or `[batch, positions, vocabulary]` at `positions`."""
+    kept = {} if positions is None else {"logits_to_keep": positions}
     with autocast(ids.device):
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits
+        logits: Tensor = model(input_ids=ids, use_cache=False, **kept).logits
+    if positions is None or logits.shape[1] == len(positions):
+        return logits
+    return logits[:, positions]  # of a model that knows no such argument
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -45,8 +45,8 @@ class Prefix:
         self._leaving = [seen[layer] for layer in range(len(self._layers))]
 
     @torch.no_grad()
-    def logits(self, removed: Collection[int]) -> Tensor:
-        """Logits `[batch, seq, vocabulary]` of the model without the layers `removed`, equal to those of `bypassed`.
+    def logits(self, removed: Collection[int], positions: Tensor | None = None) -> Tensor:
+        """Logits of the model without the layers `removed`, equal to those of `bypassed`; shapes as in `logits_of`.
 
         They cost the layers that stay from the first one on in which `removed` differs from the set of this object;
         for that set itself, only what comes after the layers.
@@ -57,7 +57,7 @@ class Prefix:
         first = min(self.removed.symmetric_difference(removed), default=len(self._layers))
         kept = {first - 1: self._leaving[first - 1]} if first > 0 else {}
         with overridden(self._layers, kept), bypassed(self._model, {*removed, *range(first)}):
-            return logits_of(self._model, self._ids)
+            return logits_of(self._model, self._ids, positions)
 
 
 def rises_without_each(

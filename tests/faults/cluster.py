@@ -157,6 +157,15 @@ class Cluster:
             rows = repository.events_after(session, job_id, 0)
         return [row.type for row in rows if row.type not in {"job.progress", "job.stage"}]
 
+    def tell(self) -> None:
+        """Print what happened, for the report of a test that fails: every event, and what the workers wrote."""
+        with self.sessions.begin() as session:
+            for job_id in session.scalars(select(JobRow.id).limit(20)):
+                for row in repository.events_after(session, job_id, 0):
+                    print(job_id, row.at.time(), row.type, row.data)
+        for log in sorted(self.folder.glob("worker-*.log")):
+            print(f"--- {log.name}", log.read_text(errors="replace")[-4000:], sep="\n")
+
     def ended(self, job_id: str) -> JobRow:
         """The job when it has ended."""
         return self.until(lambda: self.job(job_id), lambda row: Status(row.status).ended)
@@ -214,6 +223,7 @@ def cluster(folder: Path, database_url: str | None = None, broker_url: str | Non
     made = Cluster(settings, make_sessions(engine), everything, folder / "logs", Gates(Path(environment[FOLDER])))
     try:
         yield made
+        made.tell()
         made.stop()
     finally:
         for process in made.processes():  # after a test that failed

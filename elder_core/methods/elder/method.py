@@ -7,7 +7,7 @@ states too, without the chosen layers from its first update on, which at the sam
 fade. The paper's own wording is a matter of parameters:
 
     gate=output  gate_optimizer=adam  gate_loss=cross_entropy  gate_penalty=5e-3  gate_share=1  layers_per_round=1
-    search_samples=0  loss=cross_entropy  matching=0  norm=l2  penalty=1e-3  anneal_fraction=0
+    loss=cross_entropy  matching=0  norm=l2  penalty=1e-3  anneal_fraction=0
 """
 
 from __future__ import annotations

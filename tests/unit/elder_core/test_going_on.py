@@ -38,7 +38,7 @@ METHODS: dict[str, MethodParameters] = {
     "faded": QUICK.model_copy(update={"anneal_fraction": 0.5}),
     "low rank": QUICK.model_copy(update={"weights": Weights.LORA}),
     "as the paper words it": QUICK.model_copy(
-        update={"gate": Gate.OUTPUT, "gate_optimizer": GateOptimizer.ADAM, "layers_per_round": 1, "search_samples": 0}
+        update={"gate": Gate.OUTPUT, "gate_optimizer": GateOptimizer.ADAM, "layers_per_round": 1}
     ),
     "sleb": SlebParameters(**SCORED, **SHORT),
     "uidl": UidlParameters(**SCORED),
