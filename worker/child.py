@@ -20,6 +20,7 @@ from elder_service.errors import RunnerDied
 from elder_service.jobs.attempts import Outcome
 from elder_service.jobs.text import storable
 from elder_service.processes import die_with_parent
+from worker import scratch
 
 DISCARD = signal.SIGUSR1
 """Tells a job's process that nobody will go on where it stands; comes before the SIGTERM that ends it."""
@@ -67,7 +68,7 @@ class Child:
     """The process of one attempt, in a process group of its own."""
 
     def __init__(self, context: ForkServerContext, assignment: Assignment) -> None:
-        assignment.scratch.mkdir(parents=True, exist_ok=True)
+        scratch.make(assignment.scratch)
         self._log_path = assignment.log_path
         self.connection, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=child_main, args=(assignment, theirs), name=assignment.job_id)
