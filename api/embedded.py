@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from elder_service.settings import Settings
 
-STOP_SECONDS = 8.0
+STOP_SECONDS = 4.0  # beside ELDER_DRAIN_SECONDS, for what the worker does around that
 RESTART_FIRST_SECONDS = 0.5
 RESTART_MOST_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
@@ -29,6 +29,7 @@ class EmbeddedWorker:
     def __init__(self, settings: Settings, command: Sequence[str | Path] | None = None) -> None:
         # The worker sees the settings that this process has, wherever they came from.
         self._environment = {**os.environ, **_as_environment(settings)}
+        self._stop_seconds = settings.drain_seconds + STOP_SECONDS
         self._command = command or (sys.executable, "-m", "elder_service", "worker", "--parent", str(os.getpid()))
 
     @asynccontextmanager
@@ -62,7 +63,7 @@ class EmbeddedWorker:
         try:
             return f"ended with status {await process.wait()}"
         finally:
-            await _stop(process)
+            await self._stop(process)
 
     async def _start(self) -> Process:
         return await asyncio.create_subprocess_exec(
@@ -71,16 +72,15 @@ class EmbeddedWorker:
             start_new_session=True,  # Ctrl-C reaches the API alone, which then stops the worker
         )
 
-
-async def _stop(process: Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+    async def _stop(self, process: Process) -> None:
+        if process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), self._stop_seconds)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
 
 def _as_environment(settings: Settings) -> dict[str, str]:

@@ -139,7 +139,7 @@ def _service(claim_seconds: float, *, broker: bool) -> Iterator[Service]:
 
 def _wait(service: Service, chance: random.Random, claim_seconds: float) -> float:
     """Of one job, sent at a moment that has nothing to do with the worker's timers."""
-    time.sleep(chance.uniform(0.2, min(1.0, claim_seconds)))
+    time.sleep(chance.uniform(0.2, min(claim_seconds, DEFAULTS.claim_seconds)))
     job_id: str = service.post("/v1/jobs", JOB)["id"]
     path = f"/v1/jobs/{job_id}/events"
     log = service.wait_for(lambda: service.get(path)["data"], lambda found: any(e["type"] == FIRST_STEP for e in found))

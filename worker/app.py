@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 from typing import Any
 
@@ -61,7 +63,12 @@ def _run(settings: Settings, capacity: Capacity) -> None:
     ]
 
     def start() -> None:
-        supervisor.warm_up()
+        try:
+            supervisor.warm_up()
+        except Exception:
+            _log.exception("the worker cannot start")
+            os.kill(os.getpid(), signal.SIGTERM)  # or it would live on and never claim
+            return
         _log.info("worker %s is ready", supervisor.owner)
         for timer in timers:
             timer.start()

@@ -30,7 +30,7 @@ EVENT_SECONDS = 2.0
 EVENT_SHARE = 1 / 200  # of the time so far: events get rarer, so that a long job's log stays readable
 RETRY_SECONDS = 0.5
 DRAIN_SHARE = 0.7  # of the worker's time to stop: the process writes its journal, the rest is for the database
-DRAIN_NOTICE_SECONDS = 2.0  # between the SIGTERM that reaches a job's process and the one that reaches its worker
+DRAIN_NOTICE_SECONDS = 10.0  # between the SIGTERM that reaches a job's process and the one that reaches its worker
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,9 @@ class Timer:
             return False
         self._last = time.monotonic()
         return True
+
+    def again_in(self, seconds: float) -> None:
+        self._last = time.monotonic() + seconds - self.seconds
 
     def elapsed(self) -> float:
         return time.monotonic() - self._last
@@ -78,6 +81,8 @@ class Attempt:
         self._event_write = Timer(EVENT_SECONDS)
         self._latest: Progress | None = None
         self._stage: Stage | None = None
+        self.suspect = False
+        """Whether it failed by what may be the worker's own fault: another attempt may do better, on another one."""
 
     def run(self, start: Callable[[], Child]) -> bool:
         """Start the job's process and watch it to its end. True if the job succeeded, its files being visible now.
@@ -86,6 +91,9 @@ class Attempt:
             LeaseLost: another attempt, or nobody, holds the job.
         """
         try:
+            if self._draining.is_set():  # since the claim was sent
+                self._finally(attempts.give_back)
+                return False
             child = self._start(start)
             return self._guarded(child) if child else False
         except LeaseLost:
@@ -97,7 +105,7 @@ class Attempt:
     def _start(self, start: Callable[[], Child]) -> Child | None:
         try:
             return start()
-        except (EOFError, OSError) as error:  # a full disk, no memory, or the fork server is gone
+        except Exception as error:  # a full disk, no memory, no more threads, or the fork server is gone
             _log.exception("%s attempt %d: no process", self._held.job_id, self._held.attempt)
             self._failed(StartFailed(f"The job's process could not be started: {_brief(error)}"))
             return None
@@ -154,8 +162,11 @@ class Attempt:
             return True
 
         now = time.monotonic()
-        if self._heartbeat.due() and self._try(renew):
-            self._lease.extend(now)
+        if self._heartbeat.due():
+            if self._try(renew):
+                self._lease.extend(now)
+            else:  # a database that is back for a moment must find this worker asking
+                self._heartbeat.again_in(RETRY_SECONDS)
         self._check_lease()
 
     def _check_lease(self) -> None:
@@ -184,9 +195,12 @@ class Attempt:
     def _stopped(self) -> bool:
         """Nobody here asked for it. Who stops a whole service (systemd, docker) sends SIGTERM to the job's process too,
         and it may be the first to hear it."""
-        if self._draining.wait(DRAIN_NOTICE_SECONDS):
-            self._finally(attempts.give_back)
-            return False
+        notice = Timer(DRAIN_NOTICE_SECONDS)
+        while not notice.due():
+            if self._draining.wait(POLL_SECONDS):
+                self._finally(attempts.give_back)
+                return False
+            self._keep_lease()
         return self._failed(RunnerDied("The job's process was told to stop from outside, and its worker was not."))
 
     def _died(self, child: Child) -> bool:
@@ -222,6 +236,7 @@ class Attempt:
         if error.retryable and self._draining.is_set():  # what stops the worker may well have caused it
             self._finally(attempts.give_back)
             return False
+        self.suspect = error.retryable
         self._finally(
             lambda session, held: attempts.fail(session, held, error, self._settings.retry_delay_seconds, details)
         )

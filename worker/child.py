@@ -126,6 +126,8 @@ class Child:
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process.pid is not None
+        if self._process.exitcode is not None:
+            return  # the number may be another process's by now
         for send in (os.killpg, os.kill):  # the group is not there in the first moments
             with suppress(ProcessLookupError):
                 send(self._process.pid, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -39,13 +40,17 @@ class ForkServer:
         """Return once the server has loaded torch and starts processes at once.
 
         Raises:
-            EOFError, OSError: it did not come up.
+            EOFError, OSError: it did not come up, or cannot load what a job needs.
         """
         self.start()
-        process = self.context.Process(target=_nothing)
+        process = self.context.Process(target=_import, args=(PRELOADED,))
         process.start()
         process.join()
+        if process.exitcode:
+            raise OSError(f"a job's process cannot be prepared (exit code {process.exitcode}): see above what fails")
 
 
-def _nothing() -> None:
-    pass
+def _import(names: tuple[str, ...]) -> None:
+    """Costs nothing where the server has them; it says nothing of those that it could not import."""
+    for name in names:
+        importlib.import_module(name)

@@ -26,7 +26,7 @@ class Gpu:
     index: int
     uuid: str
     name: str
-    memory_bytes: int
+    memory_bytes: int | None  # not known
 
 
 @contextmanager
@@ -38,12 +38,11 @@ def acquired(settings: Settings) -> Iterator[Capacity]:
     Raises:
         NoFreeGpu: the GPU that the settings ask for is not there, or every one is another worker's.
     """
-    wants_gpu = settings.device == "auto" or settings.device.startswith(Device.CUDA)
-    gpus = visible_gpus() if wants_gpu else []
-    if not gpus:
-        yield _without_gpu(settings)
+    wanted = _wanted(settings)
+    if not wanted:
+        yield _processor(settings)
         return
-    gpu, locks = _take(gpus, settings)
+    gpu, locks = _take(wanted, settings)
     os.environ[VISIBLE] = gpu.uuid
     try:
         yield Capacity(Device.CUDA, gpu.memory_bytes, gpu.name)
@@ -51,16 +50,44 @@ def acquired(settings: Settings) -> Iterator[Capacity]:
         _release(locks)
 
 
-def _without_gpu(settings: Settings) -> Capacity:
-    if settings.device.startswith(Device.CUDA):  # nvidia-smi is not everywhere that torch finds a GPU
-        return Capacity(Device.CUDA)
-    if settings.device == Device.CPU:
-        os.environ[VISIBLE] = ""
+def _wanted(settings: Settings) -> list[Gpu]:
+    """The GPUs of which this worker is to have one; none if it is to do without.
+
+    Raises:
+        NoFreeGpu: that of which ELDER_DEVICE gives the number is not there.
+    """
+    must = settings.device.startswith(Device.CUDA)
+    if not must and settings.device != "auto":
+        return []
+    gpus = visible_gpus()
+    if must and not gpus:
+        return [_unlisted(settings)]
+    number = settings.device.partition(":")[2]
+    found = [gpu for position, gpu in enumerate(gpus) if number in {"", str(position)}]
+    if gpus and not found:
+        raise _none_free(settings, f"none of {len(gpus)} is number {number}")
+    return found
+
+
+def _processor(settings: Settings) -> Capacity:
+    """Without any GPU: one that torch finds all the same would be nobody's, and so several workers'."""
+    os.environ[VISIBLE] = ""
     return Capacity(Device.CPU, settings.memory_bytes or machine_memory())
 
 
+def _unlisted(settings: Settings) -> Gpu:
+    """The GPU that ELDER_DEVICE asks for where nvidia-smi, which is not everywhere that torch finds one, lists none."""
+    number = int(settings.device.partition(":")[2] or 0)
+    if VISIBLE not in os.environ:
+        return Gpu(number, str(number), f"GPU {number}", None)
+    allowed = [name for name in os.environ[VISIBLE].split(",") if name]
+    if number >= len(allowed):
+        raise _none_free(settings, f"{VISIBLE} is {os.environ[VISIBLE]!r}")
+    return Gpu(number, allowed[number], f"GPU {allowed[number]}", None)
+
+
 def visible_gpus() -> list[Gpu]:
-    """The GPUs of this machine that this process may use; none where there is no nvidia-smi."""
+    """The GPUs of this machine that this process may use; none where nvidia-smi is missing or fails."""
     try:
         listed = subprocess.run(QUERY, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -74,18 +101,20 @@ def visible_gpus() -> list[Gpu]:
 
 def _gpu(line: str) -> Gpu:
     index, uuid, name, mebibytes = (part.strip() for part in line.split(","))
-    return Gpu(int(index), uuid, name, int(mebibytes) * MEBIBYTE)
+    memory_bytes = int(mebibytes) * MEBIBYTE if mebibytes.isdecimal() else None  # "[N/A]" where it is the machine's
+    return Gpu(int(index), uuid, name, memory_bytes)
 
 
-def _take(gpus: list[Gpu], settings: Settings) -> tuple[Gpu, list[int]]:
-    _, _, number = settings.device.partition(":")
-    wanted = [gpu for position, gpu in enumerate(gpus) if number in {"", str(position)}]
+def _take(wanted: list[Gpu], settings: Settings) -> tuple[Gpu, list[int]]:
     for gpu in wanted:
         if (locks := _lock(gpu, settings)) is not None:
             return gpu, locks
-    names = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in wanted) or f"none of {len(gpus)} is number {number}"
-    raise NoFreeGpu(
-        f"ELDER_DEVICE is {settings.device}, and no GPU is free for this worker: {names}. Each belongs to one worker: "
+    raise _none_free(settings, ", ".join(f"{gpu.index} ({gpu.name})" for gpu in wanted))
+
+
+def _none_free(settings: Settings, why: str) -> NoFreeGpu:
+    return NoFreeGpu(
+        f"ELDER_DEVICE is {settings.device}, and no GPU is free for this worker: {why}. Each belongs to one worker: "
         "stop another one, or set ELDER_DEVICE=cpu."
     )
 
@@ -100,7 +129,9 @@ def _lock(gpu: Gpu, settings: Settings) -> list[int] | None:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(PermissionError):  # of another user, who made it
             folder.chmod(0o777)
-        descriptor = os.open(folder / f"{gpu.uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(
+            folder / f"{gpu.uuid.replace('/', '-')}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+        )
         held.append(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

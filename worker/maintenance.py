@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
 from celery import Celery
-from sqlalchemy.orm import Session
 
 from elder_core.cache_folder import remove_unused
 from elder_service import queue
 from elder_service.db.engine import SessionFactory
 from elder_service.jobs import reconcile, repository
 from elder_service.settings import Settings
-from elder_service.storage.base import Storage, attempt_of, journal_of
+from elder_service.storage.base import Storage, attempt_of, folder_of, journal_of
 from elder_service.storage.local import folders_in
 from worker import scratch
+
+T = TypeVar("T")
+BATCH = 500  # jobs that the database is asked about at once
 
 _log = logging.getLogger(__name__)
 
@@ -49,49 +54,46 @@ class Maintenance:
         remove_unused(self._settings.token_cache_dir)
 
     def _sweep_storage(self) -> None:
-        for job_prefix in self._storage.list_prefixes("jobs"):
-            for prefix in self._storage.list_prefixes(job_prefix):
-                if self._orphaned(prefix) or self._done_with(prefix):
-                    _log.info("sweeping %s", prefix)
-                    self._storage.delete_prefix(prefix)
+        for jobs in _batches(self._storage.list_prefixes("jobs")):
+            for prefix in self._useless([prefix for job in jobs for prefix in self._storage.list_prefixes(job)]):
+                _log.info("sweeping %s", prefix)
+                self._storage.delete_prefix(prefix)
 
     def _sweep_scratch(self) -> None:
         root = self._settings.scratch_dir
-        for job_folder in folders_in(root / "jobs"):
-            for folder in folders_in(job_folder):
-                if self._given_up(str(folder.relative_to(root))):
-                    scratch.clear(folder)
-            scratch.remove_if_empty(job_folder)
+        for jobs in _batches(folders_in(root / "jobs")):
+            folders = {str(folder.relative_to(root)): folder for job in jobs for folder in folders_in(job)}
+            for prefix in self._useless(list(folders), visible=False):
+                scratch.clear(folders[prefix])
+            for job in jobs:
+                scratch.remove_if_empty(job)
 
-    def _orphaned(self, prefix: str) -> bool:
-        """The order matters: asked the other way round, an attempt that succeeds in between loses its files.
+    def _useless(self, prefixes: Sequence[str], *, visible: bool = True) -> list[str]:
+        """Those of an attempt that does not hold its job, unless callers see a file in it (`visible`: they may), and
+        the journals of jobs that have ended. What is of no attempt, or of a job that is not there, is somebody else's.
 
-        PostgreSQL gives each statement the rows of its own moment. An attempt that no longer holds its job has
-        committed all that it ever will, so the second statement sees whatever it made visible.
+        The order matters: asked the other way round, an attempt that succeeds in between loses its files. PostgreSQL
+        gives each statement the rows of its own moment. An attempt that no longer holds its job has committed all
+        that it ever will, so the second statement sees whatever it made visible. And `prefixes` are older than both, so
+        each is of an attempt that was claimed before.
         """
-        owner = attempt_of(prefix)
-        if owner is None:
-            return False  # nobody here wrote it
+        attempts = {prefix: owner for prefix in prefixes if (owner := attempt_of(prefix)) is not None}
+        journals = {prefix: job_id for prefix in prefixes if (job_id := journal_of(prefix)) is not None}
+        ids = {*journals.values(), *(job_id for job_id, _ in attempts.values())}
         with self._sessions.begin() as session:
-            return _is_given_up(session, *owner) and not repository.has_artifacts_below(session, owner[0], prefix)
-
-    def _done_with(self, prefix: str) -> bool:
-        """Whether it is the journal of a job that has ended."""
-        job_id = journal_of(prefix)
-        if job_id is None:
-            return False
-        with self._sessions.begin() as session:
-            status = repository.status_of(session, job_id)
-            return status is not None and status.ended
-
-    def _given_up(self, prefix: str) -> bool:
-        owner = attempt_of(prefix)
-        if owner is None:
-            return False  # nobody here wrote it
-        with self._sessions.begin() as session:
-            return _is_given_up(session, *owner)
+            standing = repository.standing(session, ids)
+            seen = repository.artifact_keys(session, ids) if visible else []
+        kept = {folder_of(key) for key in seen}
+        given_up = [
+            prefix
+            for prefix, (job_id, attempt) in attempts.items()
+            if job_id in standing and standing[job_id].attempt != attempt and prefix not in kept
+        ]
+        done = [prefix for prefix, job_id in journals.items() if job_id in standing and standing[job_id].status.ended]
+        return given_up + done
 
 
-def _is_given_up(session: Session, job_id: str, attempt: int) -> bool:
-    """Whether the job is there and `attempt` does not hold it."""
-    return repository.status_of(session, job_id) is not None and not repository.is_held(session, job_id, attempt)
+def _batches(found: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(found)
+    while batch := list(islice(rest, BATCH)):
+        yield batch

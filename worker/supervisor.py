@@ -24,6 +24,8 @@ from worker.child import Assignment, Child
 from worker.forkserver import ForkServer
 from worker.pulse import Pulse
 
+MOST_REST_SECONDS = 60.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,8 @@ class Supervisor:
         self._ready = threading.Event()
         self._fork_server = fork_server
         self._warm = False
+        self._suspicions = 0
+        self._resting_until = 0.0  # of the monotonic clock
         self._pulse = pulse
         self._capacity = capacity
 
@@ -73,12 +77,15 @@ class Supervisor:
         return count
 
     def warm_up(self) -> None:
-        """Load torch before a claim: a lease must not run out while a process waits to be started."""
+        """Load torch before a claim: a lease must not run out while a process waits to be started.
+
+        Where that fails nothing is claimed, and the next look for a job tries again: jobs wait for a worker that can.
+        """
         try:
             self._fork_server.warm_up()
-        except (EOFError, OSError):  # the attempt that comes next tries again, and tells if that fails too
-            _log.exception("could not load torch beforehand")
-        self._warm = True
+            self._warm = True
+        except (EOFError, OSError):
+            _log.exception("could not load torch; no job is claimed meanwhile")
         self._ready.set()
 
     def register(self) -> None:
@@ -106,9 +113,12 @@ class Supervisor:
         return idle
 
     def _run_next(self) -> bool:
+        if time.monotonic() < self._resting_until:
+            return False
         if not self._warm:
             self.warm_up()
-        if self._draining.is_set():  # meanwhile, and the worker may be gone before it could give a job back
+        # It may be told to stop meanwhile, and be gone before it could give a job back.
+        if not self._warm or self._draining.is_set():
             return False
         before = time.monotonic()
         try:
@@ -153,6 +163,16 @@ class Supervisor:
             _log.warning("%s attempt %d: lost the lease, stopped", held.job_id, held.attempt)
         finally:
             scratch.clear(assignment.scratch)
+        self._rest_if_suspect(attempt.suspect)
+
+    def _rest_if_suspect(self, suspect: bool) -> None:
+        """After attempts in a row that failed by no fault of their jobs, longer each time: a worker whose disk is full
+        would take the whole queue through all its attempts within a minute."""
+        self._suspicions = self._suspicions + 1 if suspect else 0
+        if self._suspicions > 1:
+            rest = min(MOST_REST_SECONDS, self._settings.claim_seconds * 2 ** min(self._suspicions - 2, 10))
+            self._resting_until = time.monotonic() + rest
+            _log.error("%d attempts in a row failed here; no claim for %g s", self._suspicions, rest)
 
     def _forget_journal(self, job_id: str) -> None:
         """Delete it if the job has ended; where that cannot be asked now, maintenance will."""

@@ -6,17 +6,21 @@ and write nothing more.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from elder_core.errors import ElderError, OutOfMemory
 from elder_core.spec import JobSpec, Progress
-from elder_service.db.engine import database_now
+from elder_service.db.engine import database_now, is_passing
 from elder_service.db.models import ArtifactRow, JobRow
 from elder_service.errors import UnreadableSpec, WorkerLost
 from elder_service.ids import new_id
@@ -28,7 +32,11 @@ from elder_service.jobs.text import storable
 from elder_service.storage.base import StoredFile
 
 MOST_DELAY_SECONDS = 3600.0
+MOST_DOUBLINGS = 12  # of the delay: more are beyond any limit, and in the end beyond what a float can hold
 UNREADABLE_DELAY_SECONDS = 30.0
+UNREADABLE_LIFE = timedelta(days=1)  # a roll-out whose new workers take longer to come has gone wrong
+
+_log = logging.getLogger(__name__)
 
 
 class LeaseLost(Exception):  # an ending, not an error
@@ -65,19 +73,42 @@ def claim(
     One that needs more than `capacity` is left for another worker, and one of an owner who has
     `max_running_per_owner` jobs running for later.
 
-    A job that this version cannot read is put back for a while, since a worker of a newer one may be there soon, and
-    fails after its last attempt: left alone it would stay first in the queue for ever.
+    A job that this version cannot read is put back for longer and longer, since a worker of a newer one may be there
+    soon, and fails when it is a day old: left alone it would stay first in the queue for ever. One whose row cannot be
+    written is passed over, and the log says why.
     """
     now = database_now(session)
-    while (row := repository.next_claimable(session, now, capacity, max_running_per_owner)) is not None:
-        _start(session, row, owner, lease_seconds, now)
-        try:
-            spec = JobSpec.model_validate(row.spec)
-        except ValidationError as error:
-            _failed(session, row, _unreadable(error), UNREADABLE_DELAY_SECONDS, {})
-            continue
-        return Claim(row.id, row.attempt, spec, row.max_runtime_seconds)
+    tried: list[str] = []
+    while (row := repository.next_claimable(session, now, capacity, max_running_per_owner, tried)) is not None:
+        tried.append(row.id)
+        with apart(session, row):
+            _start(session, row, owner, lease_seconds, now)
+            try:
+                spec = JobSpec.model_validate(row.spec)
+            except ValidationError as error:
+                _put_back(session, row, _unreadable(error), now)
+            else:
+                session.flush()
+                return Claim(row.id, row.attempt, spec, row.max_runtime_seconds)
     return None
+
+
+@contextmanager
+def apart(session: Session, row: JobRow) -> Iterator[None]:
+    """What fails within, of this row, is undone and logged, and the transaction goes on: one broken row must not stop
+    all the others.
+
+    Raises:
+        SQLAlchemyError: the database is away, for every row alike.
+    """
+    job_id = row.id
+    try:
+        with session.begin_nested():
+            yield
+    except Exception as error:
+        if isinstance(error, SQLAlchemyError) and is_passing(error):
+            raise
+        _log.exception("%s: its row is passed over, for what was to be written to it fails", job_id)
 
 
 def _start(session: Session, row: JobRow, owner: str, lease_seconds: float, now: datetime) -> None:
@@ -89,6 +120,16 @@ def _start(session: Session, row: JobRow, owner: str, lease_seconds: float, now:
     row.queue_deadline_at = None  # it was met, though the attempt may be lost
     row.stage, row.progress, row.stage_history, row.error = None, None, [], None
     repository.add_event(session, row, events.STARTED, now, {"attempt": row.attempt, "worker": owner})
+
+
+def _put_back(session: Session, row: JobRow, error: UnreadableSpec, now: datetime) -> None:
+    """For another version to read, which is no failure of the job; until it is too old for that."""
+    described = _described(row, error, {})
+    if now - row.created_at > UNREADABLE_LIFE:
+        _end_failed(session, row, described, now)
+        return
+    delay = _delay(UNREADABLE_DELAY_SECONDS, row.attempt)
+    _requeue(session, row, now, delay=delay, data={"reason": described["message"], "error": described})
 
 
 def _unreadable(error: ValidationError) -> UnreadableSpec:
@@ -129,7 +170,7 @@ def record_progress(session: Session, held: Claim, progress: Progress, *, event:
         "updated_at": now.isoformat(),
     }
     if event:
-        repository.add_event(session, row, events.PROGRESS, now, row.progress)
+        repository.add_event(session, row, events.PROGRESS, now, {"attempt": row.attempt, **row.progress})
 
 
 def _enter_stage(session: Session, row: JobRow, progress: Progress, now: datetime) -> None:
@@ -137,7 +178,7 @@ def _enter_stage(session: Session, row: JobRow, progress: Progress, now: datetim
     _finish_stage(row, now)
     started = {"stage": progress.stage, "started_at": now.isoformat(), "finished_at": None}
     row.stage_history = [*row.stage_history, started]
-    repository.add_event(session, row, events.STAGE, now, {"stage": progress.stage})
+    repository.add_event(session, row, events.STAGE, now, {"attempt": row.attempt, "stage": progress.stage})
 
 
 def _finish_stage(row: JobRow, now: datetime) -> None:
@@ -178,9 +219,7 @@ def fail(
 def cancelled(session: Session, held: Claim) -> None:
     """The child of a cancelled job is gone."""
     row = _locked(session, held)
-    now = database_now(session)
-    _end(row, Status.CANCELLED, now)
-    repository.add_event(session, row, events.CANCELLED, now, {})
+    _end_cancelled(session, row, database_now(session))
 
 
 def give_back(session: Session, held: Claim) -> None:
@@ -197,8 +236,7 @@ def give_back_unknown(session: Session, owner: str) -> None:
 def _given_back(session: Session, row: JobRow, reason: str) -> None:
     now = database_now(session)
     if row.status == Status.CANCELLING:
-        _end(row, Status.CANCELLED, now)
-        repository.add_event(session, row, events.CANCELLED, now, {})
+        _end_cancelled(session, row, now)
     else:
         _requeue(session, row, now, delay=timedelta(), data={"reason": reason})
 
@@ -214,24 +252,30 @@ def _failed(
 ) -> None:
     now = database_now(session)
     if row.status == Status.CANCELLING:
-        _end(row, Status.CANCELLED, now)
-        repository.add_event(session, row, events.CANCELLED, now, {})
+        _end_cancelled(session, row, now)
         return
     row.failures += 1
-    described = {
+    described = _described(row, error, details)
+    if row.failures < row.max_attempts and _may_help(session, row, error):
+        delay = _delay(retry_delay_seconds, row.failures)
+        _requeue(session, row, now, delay=delay, data={"reason": described["message"], "error": described})
+        return
+    _end_failed(session, row, described, now)
+
+
+def _described(row: JobRow, error: ElderError, details: dict[str, Any]) -> dict[str, Any]:
+    return {
         "code": error.code,
         "message": storable(error.message),
         "stage": row.stage,
         "retryable": error.retryable,
         "details": details,
     }
-    if row.failures < row.max_attempts and _may_help(session, row, error):
-        delay = timedelta(seconds=min(MOST_DELAY_SECONDS, retry_delay_seconds * 2 ** (row.failures - 1)))
-        _requeue(session, row, now, delay=delay, data={"reason": described["message"], "error": described})
-        return
-    _end(row, Status.FAILED, now)
-    row.error = described
-    repository.add_event(session, row, events.FAILED, now, {"error": described})
+
+
+def _delay(first_seconds: float, times: int) -> timedelta:
+    """Twice as long each time, within a limit; `times` counts from 1."""
+    return timedelta(seconds=min(MOST_DELAY_SECONDS, first_seconds * 2 ** min(times - 1, MOST_DOUBLINGS)))
 
 
 def _may_help(session: Session, row: JobRow, error: ElderError) -> bool:
@@ -255,6 +299,17 @@ def _end(row: JobRow, status: Status, now: datetime) -> None:
     _finish_stage(row, now)
     row.lease_owner = row.lease_expires_at = None
     row.finished_at = now
+
+
+def _end_failed(session: Session, row: JobRow, described: dict[str, Any], now: datetime) -> None:
+    _end(row, Status.FAILED, now)
+    row.error = described
+    repository.add_event(session, row, events.FAILED, now, {"error": described})
+
+
+def _end_cancelled(session: Session, row: JobRow, now: datetime) -> None:
+    _end(row, Status.CANCELLED, now)
+    repository.add_event(session, row, events.CANCELLED, now, {})
 
 
 def _locked(session: Session, held: Claim) -> JobRow:

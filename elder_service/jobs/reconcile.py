@@ -40,11 +40,13 @@ def settle(session: Session, retry_delay_seconds: float) -> bool:
         return False
     now = database_now(session)
     for row in repository.expired_leases(session, now):
-        attempts.lease_expired(session, row, retry_delay_seconds)
+        with attempts.apart(session, row):
+            attempts.lease_expired(session, row, retry_delay_seconds)
     for row in repository.past_queue_deadline(session, now):
-        repository.move(row, Status.EXPIRED)
-        row.finished_at = now
-        repository.add_event(session, row, events.EXPIRED, now, {"max_queue_seconds": row.max_queue_seconds})
+        with attempts.apart(session, row):
+            repository.move(row, Status.EXPIRED)
+            row.finished_at = now
+            repository.add_event(session, row, events.EXPIRED, now, {"max_queue_seconds": row.max_queue_seconds})
     workers.forget_silent(session)
     session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now - IDEMPOTENCY_LIFE))
     session.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from elder_service.jobs.hardware import Capacity, Device, Needs
 from elder_service.jobs.states import ACTIVE, TRANSITIONS, Status
 
 EVENT_PAGE_LIMIT = 1000
+PASS_LIMIT = 1000  # rows of a kind in one pass of reconcile: a transaction that others wait for; the next has the rest
 _CLAIM_LOCK = 0x454C434C  # "ELCL"
 
 
@@ -60,13 +61,17 @@ def held_by(session: Session, owner: str) -> list[JobRow]:
 
 
 def next_claimable(
-    session: Session, now: datetime, capacity: Capacity | None, max_running_per_owner: int | None
+    session: Session,
+    now: datetime,
+    capacity: Capacity | None,
+    max_running_per_owner: int | None,
+    passed_over: Collection[str] = (),
 ) -> JobRow | None:
-    """The job to run next, locked; rows that another worker is just claiming are passed over.
+    """The job to run next, locked; rows that another worker is just claiming are passed over, as are `passed_over`.
 
     Only jobs that `capacity` can hold, and of owners with fewer than `max_running_per_owner` running; None: any.
     """
-    conditions = [*_held_by(capacity)] if capacity else []
+    conditions = [JobRow.id.not_in(passed_over), *(_held_by(capacity) if capacity else ())]
     if max_running_per_owner is not None:
         _one_claim_at_a_time(session)
         conditions.append(JobRow.owner.not_in(_owners_at(max_running_per_owner)))
@@ -217,21 +222,23 @@ def artifact(session: Session, job_id: str, name: str) -> ArtifactRow | None:
     ).one_or_none()
 
 
-def is_held(session: Session, job_id: str, attempt: int) -> bool:
-    """Whether `attempt` holds the job at this moment. Once it does not, it never will again."""
-    held = select(JobRow.id).where(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.status.in_(ACTIVE))
-    return session.scalars(held).one_or_none() is not None
+@dataclass(frozen=True)
+class Standing:
+    """A job's status, and the attempt that holds it at this moment. Once one does not, it never will again."""
+
+    status: Status
+    attempt: int | None
 
 
-def has_artifacts_below(session: Session, job_id: str, prefix: str) -> bool:
-    """Whether callers see a file of the job that lies in the storage folder `prefix`."""
-    visible = (
-        select(ArtifactRow.id)
-        # The index is on the job; among its few files, comparing the keys costs nothing.
-        .where(ArtifactRow.job_id == job_id, ArtifactRow.storage_key.startswith(f"{prefix}/", autoescape=True))
-        .limit(1)
-    )
-    return session.scalars(visible).one_or_none() is not None
+def standing(session: Session, job_ids: Collection[str]) -> dict[str, Standing]:
+    """How those of the jobs stand that are there."""
+    rows = session.execute(select(JobRow.id, JobRow.status, JobRow.attempt).where(JobRow.id.in_(job_ids)))
+    return {job_id: Standing(Status(status), attempt if status in ACTIVE else None) for job_id, status, attempt in rows}
+
+
+def artifact_keys(session: Session, job_ids: Collection[str]) -> list[str]:
+    """Where the files of the jobs lie that callers see."""
+    return list(session.scalars(select(ArtifactRow.storage_key).where(ArtifactRow.job_id.in_(job_ids))))
 
 
 def status_of(session: Session, job_id: str) -> Status | None:
@@ -254,6 +261,7 @@ def expired_leases(session: Session, now: datetime) -> list[JobRow]:
         session.scalars(
             select(JobRow)
             .where(JobRow.status.in_(ACTIVE), JobRow.lease_expires_at < now)
+            .limit(PASS_LIMIT)
             .with_for_update(skip_locked=True)
         )
     )
@@ -264,6 +272,7 @@ def past_queue_deadline(session: Session, now: datetime) -> list[JobRow]:
         session.scalars(
             select(JobRow)
             .where(JobRow.status == Status.QUEUED, JobRow.queue_deadline_at <= now)
+            .limit(PASS_LIMIT)
             .with_for_update(skip_locked=True)
         )
     )
@@ -282,7 +291,7 @@ def unhinted(session: Session, now: datetime, again_after: timedelta) -> list[Jo
                 )
             )
             .order_by(JobRow.created_at)
-            .limit(100)
+            .limit(PASS_LIMIT)
             .with_for_update(skip_locked=True)
         )
     )

@@ -51,6 +51,11 @@ def attempt_prefix(job_id: str, attempt: int) -> str:
     return f"jobs/{job_id}/attempt-{attempt}"
 
 
+def folder_of(key: str) -> str:
+    """The attempt's folder, or the journal's, that `key` lies in."""
+    return "/".join(key.split("/")[:3])
+
+
 def journal_prefix(job_id: str) -> str:
     """Folder of what the attempts of a job found so far, for those that come after them; it goes when the job ends."""
     return f"jobs/{job_id}/{JOURNAL}"

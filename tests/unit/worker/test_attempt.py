@@ -88,6 +88,12 @@ def attempt(
     return Attempt(settings, sessions, held, draining or threading.Event(), pulse, time.monotonic())
 
 
+def drained(child: FakeChild, draining: threading.Event) -> FakeChild:
+    """`child`, started just before the worker is told to stop."""
+    draining.set()
+    return child
+
+
 def job(sessions: SessionFactory, held: Claim) -> JobRow:
     with sessions.begin() as session:
         return repository.get(session, held.job_id)
@@ -104,11 +110,12 @@ def test_success_is_written(settings: Settings, sessions: SessionFactory, pulse:
     assert pulse.path.exists()
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("can't start new thread")])
 def test_a_process_that_cannot_be_started_is_told_of_and_tried_again(
-    settings: Settings, sessions: SessionFactory, pulse: Pulse
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, error: Exception
 ) -> None:
     def start() -> Any:
-        raise OSError(28, "No space left on device")
+        raise error
 
     held = claimed(sessions, max_attempts=2)
     assert not attempt(settings, sessions, held, pulse).run(start)
@@ -121,7 +128,7 @@ def test_a_process_that_cannot_be_started_is_told_of_and_tried_again(
     assert row.status == Status.FAILED
     assert row.error is not None
     assert row.error["code"] == "start_failed"
-    assert "No space left on device" in row.error["message"]
+    assert str(error) in row.error["message"]
 
 
 def test_a_message_that_breaks_off_is_a_death(
@@ -303,11 +310,42 @@ def test_cancel_stops_the_process_with_the_grace_that_is_set(
 def test_drain_gives_the_job_back(settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild) -> None:
     held = claimed(sessions)
     draining = threading.Event()
-    draining.set()
-    assert not attempt(settings, sessions, held, pulse, draining).run(lambda: child)
+    assert not attempt(settings, sessions, held, pulse, draining).run(lambda: drained(child, draining))
     row = job(sessions, held)
     assert (row.status, row.failures) == (Status.QUEUED, 0)
     assert child.kept
+
+
+def test_a_claim_whose_worker_is_told_to_stop_meanwhile_starts_nothing(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse
+) -> None:
+    held = claimed(sessions, max_attempts=1)
+    draining = threading.Event()
+    draining.set()
+    assert not attempt(settings, sessions, held, pulse, draining).run(lambda: pytest.fail("started"))
+    row = job(sessions, held)
+    assert (row.status, row.failures) == (Status.QUEUED, 0)
+
+
+def test_a_renewal_that_fails_is_tried_again_before_the_next_heartbeat(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, child: FakeChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is away at the moment of the one heartbeat that the lease leaves time for."""
+    quick = settings.model_copy(update={"lease_seconds": 5.0, "heartbeat_seconds": 2.4})
+    held = claimed(sessions)
+    renew, tries = attempts.renew, []
+
+    def away_at_first(*given: Any) -> None:
+        tries.append(time.monotonic())
+        if len(tries) == 1:
+            raise OperationalError("UPDATE", {}, Exception("away"))
+        renew(*given)
+        child.theirs.send(Outcome(result={}))
+
+    monkeypatch.setattr(attempts, "renew", away_at_first)
+    assert attempt(quick, sessions, held, pulse).run(lambda: child)
+    assert len(tries) == 2
+    assert tries[1] - tries[0] < quick.heartbeat_seconds
 
 
 @pytest.mark.parametrize("why", ["drain", "time-out"])
@@ -316,10 +354,9 @@ def test_a_run_that_was_over_when_it_was_told_to_stop_has_succeeded(
 ) -> None:
     held = claimed(sessions, max_runtime_seconds=0 if why == "time-out" else None)
     draining = threading.Event()
-    if why == "drain":
-        draining.set()
     child.outcome = Outcome(result={"removed_layers": [1]})
-    assert attempt(settings, sessions, held, pulse, draining).run(lambda: child)
+    start = (lambda: drained(child, draining)) if why == "drain" else (lambda: child)
+    assert attempt(settings, sessions, held, pulse, draining).run(start)
     row = job(sessions, held)
     assert (row.status, row.result) == (Status.SUCCEEDED, {"removed_layers": [1]})
     assert child.stopped

@@ -83,12 +83,42 @@ def test_a_machine_without_gpus(settings: Settings) -> None:
         assert capacity.device is Device.CPU
         assert capacity.memory_bytes is not None
         assert capacity.memory_bytes > 10**8
-        assert VISIBLE not in os.environ
+        assert os.environ[VISIBLE] == "", "torch may find one all the same, which then every worker would use"
 
 
-def test_a_gpu_that_only_torch_can_tell_of(settings: Settings) -> None:
-    with acquired(on(settings, "cuda")) as capacity:
-        assert capacity == Capacity(Device.CUDA)
+@pytest.mark.parametrize(
+    ("device", "visible", "taken"),
+    [("cuda", None, "0"), ("cuda:1", None, "1"), ("cuda:1", "4,MIG-GPU-a/1/0", "MIG-GPU-a/1/0")],
+)
+def test_a_gpu_that_only_torch_can_tell_of_is_no_other_workers(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, taken: str
+) -> None:
+    def as_at_first() -> None:
+        if visible is None:
+            monkeypatch.delenv(VISIBLE, raising=False)
+        else:
+            monkeypatch.setenv(VISIBLE, visible)
+
+    as_at_first()
+    with acquired(on(settings, device)) as capacity:
+        assert capacity == Capacity(Device.CUDA, None, f"GPU {taken}")
+        assert os.environ[VISIBLE] == taken
+        as_at_first()  # the second is another process
+        with pytest.raises(NoFreeGpu, match=f"ELDER_DEVICE is {device}, .*GPU {taken}"):
+            acquired(on(settings, device)).__enter__()
+
+
+def test_a_gpu_that_may_not_be_used_is_not_taken(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VISIBLE, "")
+    with pytest.raises(NoFreeGpu, match=f"{VISIBLE} is ''"):
+        acquired(on(settings, "cuda")).__enter__()
+
+
+def test_a_gpu_whose_memory_is_the_machines(settings: Settings, gpus: None, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.write_text(program.read_text().replace("81559", "[N/A]"))
+    with acquired(settings) as capacity:
+        assert capacity == Capacity(Device.CUDA, None, "NVIDIA H100 80GB HBM3")
 
 
 def test_memory_is_the_containers_if_it_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

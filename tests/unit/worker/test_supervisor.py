@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,13 +86,37 @@ def test_a_worker_that_is_stopped_while_it_loads_torch_waits_for_nothing(supervi
     assert supervisor.wait_idle(0)
 
 
-def test_a_warm_up_that_fails_does_not_stop_the_worker(
-    supervisor: Supervisor, fork_server: FakeForkServer, pulse: Pulse
+def test_a_worker_that_cannot_load_torch_claims_nothing_until_it_can(
+    settings: Settings, sessions: SessionFactory, pulse: Pulse, supervisor: Supervisor, fork_server: FakeForkServer
 ) -> None:
+    job_id = submit(sessions, max_attempts=1)
     fork_server.fails = True
-    supervisor.warm_up()
+    broken = Supervisor(settings, sessions, LocalStorage(settings.artifacts_dir), fork_server, pulse, CAPACITY)
+    broken.warm_up()
+    assert broken.run_available() == 0
+    with sessions.begin() as session:
+        assert repository.get(session, job_id).attempt == 0
+    fork_server.fails = False
+    assert broken.run_available() == 1
+
+
+def test_a_worker_on_which_everything_fails_takes_a_rest(
+    supervisor: Supervisor, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk is full, perhaps: other workers are to have the rest of the queue."""
+    now = time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    ids = [submit(sessions, max_attempts=1) for _ in range(4)]
+    assert supervisor.run_available() == 2
     assert supervisor.run_available() == 0
-    assert pulse.path.exists()
+    with sessions.begin() as session:
+        assert [repository.get(session, job_id).attempt for job_id in ids] == [1, 1, 0, 0]
+    now += 5  # claim_seconds
+    assert supervisor.run_available() == 1
+    now += 5
+    assert supervisor.run_available() == 0, "twice as long"
+    now += 5
+    assert supervisor.run_available() == 1
 
 
 def test_after_an_attempt_that_failed_torch_is_loaded_before_the_next_claim(
@@ -101,9 +126,7 @@ def test_after_an_attempt_that_failed_torch_is_loaded_before_the_next_claim(
     for _ in range(2):
         submit(sessions, max_attempts=1)
     assert supervisor.run_available() == 2
-    assert fork_server.warmed_up == 3  # at first, and after each of the two
-    assert supervisor.run_available() == 0
-    assert fork_server.warmed_up == 3
+    assert fork_server.warmed_up == 2  # at first, and after the first of the two; after the second it rests
 
 
 def test_a_worker_that_is_stopped_while_it_loads_torch_claims_nothing(
