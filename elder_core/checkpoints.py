@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 GENERATION_FILE = "generation_config.json"
+FOREIGN_CODE = "auto_map"  # the classes, in Python files beside a config, by which remote code reads it
 LICENCE_PATTERNS = ("LICENSE*", "NOTICE*")
 
 
@@ -81,14 +83,20 @@ def resolve(model: ModelRef, sources: Sources) -> Resolved:
     is_path = sources.allow_paths and Path(model.id).is_dir()  # before the hub, as transformers has it
     if is_hub_id(model.id) and not is_path:
         download = fetch(model.id, model.revision, sources.hub_cache)
-        return Resolved(download.path, download.commit, inspect_checkpoint(download.path))
+        return Resolved(download.path, download.commit, _checked(download.path))
     if model.revision is not None:
         raise ModelNotFound(
             f"{model.id} is a local model, which has no revisions; leave revision out.", loc=("model", "revision")
         )
     path = local_model(model.id, sources)
-    info = inspect_checkpoint(path)
+    info = _checked(path)  # before the weights are read for their hash
     return Resolved(path, content_hash(path), info)
+
+
+def _checked(path: Path) -> CheckpointInfo:
+    info = inspect_checkpoint(path)
+    check_agreement(info)
+    return info
 
 
 def content_hash(path: Path) -> str:
@@ -245,6 +253,7 @@ def save_config(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | str
     """Write `config`, and the configs that are parts of it, as that of weights in the number type `dtype`."""
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = dtype
+        vars(part).pop(FOREIGN_CODE, None)
     config.save_pretrained(folder)
 
 
@@ -282,6 +291,15 @@ def _copy_companions(source: Path, folder: Path) -> None:
             file.name, (*TOKENIZER_PATTERNS, *PROCESSOR_PATTERNS, *LICENCE_PATTERNS, GENERATION_FILE)
         ):
             shutil.copyfile(file, folder / file.name)
+            if _matches(file.name, ("tokenizer_config.json", *PROCESSOR_PATTERNS)):
+                _forget_foreign_code(folder / file.name)
+
+
+def _forget_foreign_code(file: Path) -> None:
+    """Take the names of Python files out of a copied JSON file: they are not copied, and nothing needs them."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and content.pop(FOREIGN_CODE, None) is not None:
+        file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

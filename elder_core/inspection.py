@@ -30,7 +30,14 @@ from elder_core.errors import (
     TextTooShort,
     UnsupportedArchitecture,
 )
-from elder_core.weight_files import StoredTensor, WeightSummary, read_json_object, summarize, weight_files
+from elder_core.weight_files import (
+    UNQUANTIZED,
+    StoredTensor,
+    WeightSummary,
+    read_json_object,
+    summarize,
+    weight_files,
+)
 
 MODEL = ("model", "id")
 CONFIG_FILE = "config.json"
@@ -42,6 +49,8 @@ MERGE = (
 MAX_LAYERS = 10_000  # far above any model, as it is for experts; a count beyond it is damage, not a model
 MAX_NUMBER = 2**32
 COUNTS_PARTS = re.compile(r"^(num_\w*layers|n_layers?|depth|\w*experts)$")  # that are built one after the other
+WRITES_TEXT = ("forcausallm", "lmheadmodel")  # how the classes of language models end, in small letters
+SEES = "forconditionalgeneration"
 LONGEST_DEFAULT = 2048  # tokens a sequence where nothing else is asked for
 BEGINNING_BYTES = 1 << 20  # as much of a text as is looked at before a job is taken
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte")  # what token embeddings are called
@@ -170,9 +179,7 @@ def inspect_config(settings: Settings) -> ConfigFacts:
     for field_name in ("quantization_config", "compression_config"):
         if settings.get(field_name) or table.text_settings(row, settings).get(field_name):
             raise QuantizedCheckpoint(
-                f"The config has a {field_name}: this checkpoint is quantised. Give the model that it was made from, "
-                "in float32, bfloat16 or float16, and quantise the pruned result.",
-                loc=MODEL,
+                f"The config has a {field_name}: this checkpoint is quantised. {UNQUANTIZED}", loc=MODEL
             )
     table.check_settings(row, settings)
     _check_class(row, settings)
@@ -371,10 +378,12 @@ def _roots(kind: str, builtin_root: Path, local_roots: tuple[Path, ...]) -> tupl
 
 
 def _check_class(row: Architecture, settings: Settings) -> None:
-    """The class as transformers calls it or, in any case, as the model's first authors did: MPTForCausalLM."""
+    """The class as transformers calls it, or any language model: its first authors called it as they liked, such as
+    MPTForCausalLM or BailingMoeV3ForCausalLM, and `model_type` says what is loaded."""
     classes = settings.get("architectures") or [row.model_class]
-    known = {row.model_class.lower(), f"{row.model_type}ForCausalLM".lower()}
-    if not isinstance(classes, list) or known.isdisjoint(str(name).lower() for name in classes):
+    endings = WRITES_TEXT + (SEES,) * (row.text_type is not None)
+    names = [str(name).lower() for name in classes] if isinstance(classes, list) else []
+    if not any(name == row.model_class.lower() or name.endswith(endings) for name in names):
         raise UnsupportedArchitecture(
             f"The checkpoint holds {classes}, not a language model; give a {row.model_class}.", loc=MODEL
         )

@@ -19,6 +19,8 @@ PICKLED_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 MAX_JSON_BYTES = 100_000_000  # the limit that safetensors sets for its header
 
 # safetensors' number types → torch's names; a checkpoint of any other is quantised
+PACKED = (".qweight", ".qzeros")  # of GPTQ and AWQ, where most of the bytes may be embeddings
+UNQUANTIZED = "Give the model that it was made from, in float32, bfloat16 or float16, and quantise the pruned result."
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 TYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
@@ -133,7 +135,7 @@ def summarize(files: list[Path]) -> WeightSummary:
 
     Raises:
         InvalidCheckpoint: a file is cut short or is no safetensors file.
-        QuantizedCheckpoint: most of the bytes are in a type that is no ordinary float.
+        QuantizedCheckpoint: most of the bytes are in a type that is no ordinary float, or some hold several numbers.
     """
     bytes_by_type: Counter[str] = Counter()
     tensors: dict[str, StoredTensor] = {}
@@ -146,9 +148,11 @@ def summarize(files: list[Path]) -> WeightSummary:
     dominant = bytes_by_type.most_common(1)[0][0]
     if dominant not in FLOAT_TYPES:
         raise QuantizedCheckpoint(
-            f"The weights are stored as {dominant}: this checkpoint is quantised. Give the model that it was made "
-            "from, in float32, bfloat16 or float16, and quantise the pruned result.",
-            loc=("model", "id"),
+            f"The weights are stored as {dominant}: this checkpoint is quantised. {UNQUANTIZED}", loc=("model", "id")
+        )
+    if packed := next((name for name in tensors if name.endswith(PACKED)), None):
+        raise QuantizedCheckpoint(
+            f"The weights hold {packed}: this checkpoint is quantised. {UNQUANTIZED}", loc=("model", "id")
         )
     return WeightSummary(tensors, FLOAT_TYPES[dominant], sum(file.stat().st_size for file in files))
 

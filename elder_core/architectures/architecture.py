@@ -33,6 +33,14 @@ NOT_OF_LAYERS = (
     *("mtp_layer_types", "mtp_mlp_layer_types"),  # of layers that are not loaded
 )
 
+# The kinds of layers that old files call otherwise: transformers renames them as it loads a config's layer_types.
+KINDS = {
+    "mamba": "linear_attention",
+    "attention": "full_attention",
+    "deepseek_sparse_attention": "indexed_attention",
+    "qwen_sparse_attention": "indexed_attention",
+}
+
 # what files call the decoder layers of such a model
 TEXT_STACKS = r"language_model\.model\.layers|model\.layers|model\.language_model\.layers|model\.text_model\.layers"
 
@@ -133,6 +141,9 @@ class Architecture:
         names = (self.count, self.hidden, *filter(None, [self.positions]))
         default = dict(zip(names, DEFAULTS.get(self.text_type or self.model_type, ()), strict=False))
         renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
+        kinds = settings.get("layer_types")
+        if isinstance(kinds, list):
+            renamed["layer_types"] = [KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
         return {**default, **settings, **renamed}
 
     def ties(self, whole: Settings, text: Settings) -> bool:

@@ -18,6 +18,7 @@ from elder_core import checkpoints
 from elder_core.agreement import check_agreement
 from elder_core.checkpoints import Resolved
 from elder_core.errors import ConfigMismatch, InvalidCheckpoint
+from elder_core.inspection import inspect_checkpoint
 from tests.unit.elder_core.conftest import MakeTiny
 from tests.unit.elder_core.multimodal import build_multimodal
 from tests.unit.elder_core.test_cutting import cut, resolved, source_of
@@ -37,7 +38,7 @@ def damaged(folder: Path, change: Callable[[Tensors], object], **settings: Any) 
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | settings))
-    return resolved(folder)
+    return Resolved(folder, "", inspect_checkpoint(folder))
 
 
 @pytest.fixture
@@ -106,6 +107,17 @@ def test_absurd_sizes_are_not_allocated(
     source_of(tmp_path / "source", make_tiny("gpt2"), tiny_tokenizer)
     with pytest.raises(InvalidCheckpoint, match=said):
         use(damaged(tmp_path / "source", lambda held: None, **settings), tmp_path / "out")
+
+
+@pytest.mark.parametrize("settings", [{"num_attention_heads": 2}, {"num_key_value_heads": 1}, {"head_dim": 4}])
+def test_no_weight_is_read_of_a_model_whose_config_tells_of_another(
+    settings: dict[str, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its hash alone all of them would be."""
+    damaged(folder, lambda held: None, **settings)
+    monkeypatch.setattr(checkpoints, "file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    with pytest.raises(ConfigMismatch, match="mismatched keys"):
+        resolved(folder)
 
 
 def test_sizes_that_no_tensor_can_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from elder_core import checkpoints
 from elder_core.errors import (
@@ -27,6 +27,7 @@ from elder_core.manifest import read_manifest
 from elder_core.spec import ModelRef, Precision
 from elder_core.surgery import remove_layers
 from tests.unit.elder_core.acceptance import provenance_of
+from tests.unit.elder_core.test_cutting import cut, resolved
 
 SHARD_BYTES = 1_000_000
 
@@ -210,6 +211,23 @@ class TestLoad:
         settings["auto_map"] = {"AutoModelForCausalLM": "modeling.Model", "AutoConfig": "modeling.Config"}
         (checkpoint / "config.json").write_text(json.dumps(settings))
         assert type(self.load(checkpoint).model).__module__.startswith("transformers.")
+
+    @pytest.mark.parametrize("how", ["save", "cut"])
+    def test_code_in_the_checkpoint_is_not_asked_for_by_the_result(self, checkpoint, tmp_path, how):
+        """Some programs trust remote code whatever they load, and the result has none."""
+        foreign = {"config.json": {"AutoConfig": "m.C"}, "tokenizer_config.json": {"AutoTokenizer": ["m.T", None]}}
+        for name, classes in foreign.items():
+            settings = json.loads((checkpoint / name).read_text())
+            (checkpoint / name).write_text(json.dumps({**settings, "auto_map": classes}))
+        if how == "save":
+            model = self.load(checkpoint).model
+            remove_layers(model, (1,))
+            save(model, tmp_path / "out", checkpoint, removed=(1,))
+        else:
+            cut(resolved(checkpoint), tmp_path / "out", removed=(1,))
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+        assert loaded.config.num_hidden_layers == 5
+        assert AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True).encode("abc")
 
 
 class TestSave:

@@ -30,10 +30,9 @@ from elder_core.inspection import LEFT_OUT, Sources
 from elder_core.spec import ModelRef, OutputSpec, Precision
 from elder_core.surgery import bypassed, remove_layers
 from elder_core.weight_files import checkpoint_bytes
-from tests.unit.elder_core.acceptance import sets_of
+from tests.unit.elder_core.acceptance import provenance_of, sets_of
 from tests.unit.elder_core.conftest import LAYERS, MakeTiny
 from tests.unit.elder_core.families import REPRESENTATIVE
-from tests.unit.elder_core.test_checkpoints import provenance_of
 
 REMOVED = (1, 4)
 PROMPT = torch.arange(24)[None] * 7 % 257

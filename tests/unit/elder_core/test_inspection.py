@@ -188,6 +188,19 @@ class TestInspectCheckpoint:
         with pytest.raises(QuantizedCheckpoint, match="stored as I32"):
             inspection.inspect_checkpoint(checkpoint)
 
+    @pytest.mark.parametrize("name", ["qweight", "qzeros"])
+    def test_quantised_by_weights_that_are_few_beside_the_embeddings(self, checkpoint, name):
+        write_safetensors(
+            checkpoint / "model.safetensors",
+            {
+                "model.embed_tokens.weight": {"dtype": "F16", "shape": [16], "data_offsets": [0, 32]},
+                f"model.layers.0.mlp.up_proj.{name}": {"dtype": "I32", "shape": [4], "data_offsets": [32, 48]},
+            },
+            48,
+        )
+        with pytest.raises(QuantizedCheckpoint, match=f"{name}: this checkpoint is quantised"):
+            inspection.inspect_checkpoint(checkpoint)
+
     @pytest.mark.parametrize("model_type", ["eliza", "", None, ["llama"], 7])
     def test_unsupported_architecture(self, checkpoint, model_type):
         edit_config(checkpoint, model_type=model_type)
@@ -207,7 +220,12 @@ class TestInspectCheckpoint:
 
     @pytest.mark.parametrize(
         ("model_type", "name"),
-        [("mpt", "MPTForCausalLM"), ("phimoe", "PhiMoEForCausalLM"), ("internlm3", "InternLM3ForCausalLM")],
+        [
+            ("mpt", "MPTForCausalLM"),
+            ("phimoe", "PhiMoEForCausalLM"),
+            ("internlm3", "InternLM3ForCausalLM"),
+            ("bailing_hybrid", "BailingMoeV3ForCausalLM"),
+        ],
     )
     def test_the_class_as_its_first_authors_call_it(self, model_type, name):
         assert (

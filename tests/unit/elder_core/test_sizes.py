@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, configuration_utils
 
 from elder_core import sizes
+from elder_core.architectures.architecture import KINDS
 from elder_core.errors import NoLayerLeft, TargetAlreadyMet, TargetUnreachable, UnsupportedArchitecture
 from elder_core.inspection import inspect_checkpoint
 from elder_core.sizes import count_to_remove, fewest_layers, saved_sizes
@@ -136,3 +137,21 @@ def test_layers_that_the_config_cannot_do_without_are_refused_before_anything_is
     del config["attn_layer_period"]  # what it is then, only transformers knows
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert count_to_remove(JobSpec(model=ModelRef(id="local:jamba"), layers=(2,)), info) == 1
+
+
+def test_old_names_of_kinds_of_layers_are_those_of_transformers() -> None:
+    assert configuration_utils._LEGACY_LAYER_TYPE_REMAP == KINDS
+
+
+def test_a_config_with_old_names_of_kinds_is_understood(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    """As Granite 4.0 is published."""
+    make_tiny("granitemoehybrid").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    old = {"linear_attention": "mamba", "full_attention": "attention"}
+    settings["layer_types"] = [old[kind] for kind in settings["layer_types"]]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert settings["layer_types"] == ["mamba", "mamba", "attention"] * 2
+    spec = JobSpec(model=ModelRef(id=str(tmp_path)), layers=(0, 1, 2))
+    assert count_to_remove(spec, inspect_checkpoint(tmp_path)) == 3
+    with pytest.raises(UnsupportedArchitecture, match="no layer of the kind"):
+        count_to_remove(spec.model_copy(update={"layers": (2, 5)}), inspect_checkpoint(tmp_path))
