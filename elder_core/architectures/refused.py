@@ -11,7 +11,8 @@ ACROSS = "its text part looks at images by attention of its own, in layers found
 EITHER = "its text part is a decoder or an encoder-decoder model, as a setting says"
 SEVERAL = "it is several language models in one, of which one thinks and another speaks"
 OWN_TEXT = "its text part is of a family of its own, and no row of the table says which of its settings speak of layers"
-EYES = "its text part is of a supported family, but no test yet gives a shortened model of it an image to look at"
+RENAMED = "transformers saves its layers by names that its published files do not have and others cannot read"
+TIMM = "it sees by a network of the package timm, which is not installed where models are pruned"
 CHOSEN = "generating with the cache has not been shown to equal generating without, where tokens are chosen"
 CONVOLVED = "each of its layers keeps several states of convolutions in the cache, which no test of ours reads"
 PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
@@ -70,7 +71,6 @@ REFUSED: dict[str, str] = {
             "emu3",
             "fuyu",
             "git",
-            "got_ocr2",
             "moshi",
             "moss_transcribe_diarize",
             "musicgen",
@@ -151,38 +151,8 @@ REFUSED: dict[str, str] = {
         ],
         OWN_TEXT,
     ),
-    **dict.fromkeys(
-        [
-            "aria",
-            "aya_vision",
-            "cohere2_vision",
-            "deepseek_vl",
-            "deepseek_vl_hybrid",
-            "exaone4_5",
-            "fast_vlm",
-            "hyperclovax_vision_v2",
-            "idefics2",
-            "kimi_k25",
-            "lfm2_vl",
-            "lfm3_vl",
-            "lighton_ocr",
-            "llava_next_video",
-            "llava_onevision",
-            "minicpm_ocr",
-            "minicpmv4_6",
-            "minicpmv4_7",
-            "ovis2",
-            "paligemma",
-            "perception_lm",
-            "pp_chart2table",
-            "qianfan_ocr",
-            "shieldgemma2",
-            "video_llama_3",
-            "video_llava",
-            "vipllava",
-        ],
-        EYES,
-    ),
+    **dict.fromkeys(["fast_vlm", "perception_lm"], TIMM),
+    **dict.fromkeys(["kimi_k25", "qianfan_ocr"], RENAMED),
     **dict.fromkeys(["llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
     **dict.fromkeys(
         [
@@ -241,6 +211,7 @@ REFUSED: dict[str, str] = {
     "nemotron_h": "its layers are attention, experts or state space alone, kept as a pattern instead of a count",
     "openai-gpt": "it keeps nothing between tokens, so that its generation cannot be measured as others' is",
     "rwkv": "its first layer alone has a norm before it, so that no other can become the first",
+    "shieldgemma2": "it is a classifier of images, and what would be saved of it would be a model that writes instead",
     "xlstm": "its states are kept outside the caches that other models use",
     "zamba": "its attention layers share one block of weights, which is kept with one of them",
     "zamba2": "its attention layers share blocks of weights, which are kept with some of them",
