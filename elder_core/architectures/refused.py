@@ -131,13 +131,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         [
             "deepseek_ocr2",
-            "ernie4_5_vl_moe",
-            "glm46v",
-            "glm4v",
-            "glm4v_moe",
-            "glm_ocr",
-            "glmga",
-            "hunyuan_vl",
             "inkling2",
             "inkling_mm_model",
             "mistral4",
@@ -145,7 +138,6 @@ REFUSED: dict[str, str] = {
             "muse_glimmer",
             "muse_spark",
             "nemotron_h_omni",
-            "paddleocr_vl",
             "qwen2_5_omni_thinker",
             "unlimited_ocr",
         ],
@@ -153,7 +145,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(["fast_vlm", "perception_lm"], TIMM),
     **dict.fromkeys(["kimi_k25", "qianfan_ocr"], RENAMED),
-    **dict.fromkeys(["llama4", "qwen3_5", "qwen3_5_moe"], PARTS),
+    **dict.fromkeys(["llama4"], PARTS),
     **dict.fromkeys(
         [
             "qwen3_vl",
@@ -203,6 +195,7 @@ REFUSED: dict[str, str] = {
     "blt": "it has three stacks of layers, for bytes and for patches of bytes",
     "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
     "diffllama": "each layer's attention is weighted by a number computed from its index",
+    "ernie4_5_vl_moe": "transformers cannot write about an image without the cache, so that none can compare the two",
     "gpt_neox_japanese": "only its last layer has a bias after attention, so that no other layer can become the last",
     "hrm_text": "it runs its layers several times over, in two stacks",
     "longcat_flash": "each of its layers holds two attentions with places of their own in the cache",

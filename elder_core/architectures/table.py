@@ -599,6 +599,18 @@ ARCHITECTURES: dict[str, Architecture] = {
 TEXT_PARTS: dict[str, Architecture] = {
     row.model_type: row
     for row in (
+        Architecture(
+            "glm4v_moe_text",
+            "Glm4vMoeTextModel",
+            "layers",
+            thresholds=("first_k_dense_replace",),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture("glm4v_text", "Glm4vTextModel", "layers", writers=()),
+        Architecture("glm_ocr_text", "GlmOcrTextModel", "layers", writers=()),
+        Architecture("hunyuan_vl_text", "HunYuanVLTextModel", "layers", writers=(), tied=True),
+        Architecture("paddleocr_vl_text", "PaddleOCRTextModel", "layers", tied=True),
         Architecture("qwen2_vl_text", "Qwen2VLTextModel", "layers", thresholds=("max_window_layers",)),
         Architecture("qwen2_5_vl_text", "Qwen2_5_VLTextModel", "layers", thresholds=("max_window_layers",)),
     )
@@ -612,9 +624,10 @@ LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "inte
 class Multimodal:
     """A family that reads images besides text, around a model of one of the families `texts`; the first is the default.
 
-    What sees is left as it is; layers are removed from the text part. `stack`, `tied` and `not_loaded` are as in
-    Architecture; `text_ties`: embeddings are tied as well where the config of the text part has them tied. `refused`
-    are families of text parts that it may have and that cannot be pruned there, each with the reason.
+    What sees is left as it is; layers are removed from the text part. `stack`, `tied` and `not_loaded` (None: that of
+    the text part) are as in Architecture; `text_ties`: embeddings are tied as well where the config of the text part
+    has them tied. `refused` are families of text parts that it may have and that cannot be pruned there, each with the
+    reason.
     """
 
     model_type: str
@@ -623,7 +636,7 @@ class Multimodal:
     stack: str = LANGUAGE
     tied: bool = False
     text_ties: bool = False
-    not_loaded: tuple[str, ...] = ()
+    not_loaded: tuple[str, ...] | None = None
     refused: tuple[tuple[str, str], ...] = ()
 
     def around(self, text_type: str | None) -> Architecture:
@@ -654,7 +667,7 @@ class Multimodal:
             tied=self.tied,
             text_tied=row.tied if self.text_ties else None,
             head="lm_head.weight",
-            not_loaded=(*row.not_loaded, *self.not_loaded),
+            not_loaded=row.not_loaded if self.not_loaded is None else self.not_loaded,
             text_type=text_type,
         )
 
@@ -669,7 +682,13 @@ MULTIMODAL: dict[str, Multimodal] = {
         Multimodal("deepseek_vl_hybrid", "DeepseekVLHybridForConditionalGeneration", ("llama",), tied=True),
         Multimodal("exaone4_5", "Exaone4_5_ForConditionalGeneration", ("exaone4",), not_loaded=("mtp.*",)),
         Multimodal("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",), tied=True),
+        Multimodal("glm46v", "Glm46VForConditionalGeneration", ("glm4v_text",)),
+        Multimodal("glm4v", "Glm4vForConditionalGeneration", ("glm4v_text",), text_ties=True),
+        Multimodal("glm4v_moe", "Glm4vMoeForConditionalGeneration", ("glm4v_moe_text",), text_ties=True),
+        Multimodal("glm_ocr", "GlmOcrForConditionalGeneration", ("glm_ocr_text",), text_ties=True),
+        Multimodal("glmga", "Glm46VForConditionalGeneration", ("glm4v_text",)),
         Multimodal("got_ocr2", "GotOcr2ForConditionalGeneration", ("qwen2",), tied=True),
+        Multimodal("hunyuan_vl", "HunYuanVLForConditionalGeneration", ("hunyuan_vl_text",), tied=True, text_ties=True),
         Multimodal("hyperclovax_vision_v2", "HyperCLOVAXVisionV2ForConditionalGeneration", ("hyperclovax",), tied=True),
         Multimodal("idefics2", "Idefics2ForConditionalGeneration", ("mistral",), stack="model.text_model.layers"),
         Multimodal("idefics3", "Idefics3ForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
@@ -689,11 +708,21 @@ MULTIMODAL: dict[str, Multimodal] = {
         Multimodal("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3"), tied=True),
         Multimodal("ovis2", "Ovis2ForConditionalGeneration", ("qwen2",), tied=True),
         Multimodal(
+            "paddleocr_vl",
+            "PaddleOCRVLForConditionalGeneration",
+            ("paddleocr_vl_text",),
+            tied=True,
+            text_ties=True,
+            not_loaded=("packing_position_embedding", "vision_model.head"),
+        ),
+        Multimodal(
             "paligemma", "PaliGemmaForConditionalGeneration", ("gemma2",), tied=True, refused=(("gemma", BOTH_WAYS),)
         ),
         Multimodal("pp_chart2table", "GotOcr2ForConditionalGeneration", ("qwen2",), tied=True),
         Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",), text_ties=True),
         Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",), text_ties=True),
+        Multimodal("qwen3_5", "Qwen3_5ForConditionalGeneration", ("qwen3_5_text",), not_loaded=("^mtp.*",)),
+        Multimodal("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", ("qwen3_5_moe_text",), not_loaded=("^mtp.*",)),
         Multimodal("smolvlm", "SmolVLMForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
         Multimodal("video_llama_3", "VideoLlama3ForConditionalGeneration", ("qwen2",), text_ties=True),
         Multimodal("video_llava", "VideoLlavaForConditionalGeneration", ("llama",)),

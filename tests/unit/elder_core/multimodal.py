@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,14 @@ from tests.unit.elder_core.families import VOCABULARY, tiny_config
 IMAGE = VOCABULARY  # the token that stands for a part of an image
 BEFORE = VOCABULARY + 1  # the token before an image
 NEVER = [IMAGE, BEFORE, VOCABULARY + 2]  # what is not said in answer
-ROTARY = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
+ROTARY = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "mrope_section": [1, 1, 2],
+        "partial_rotary_factor": 1.0,
+        "rope_theta": 1e4,
+    }
+}
 VISION: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -36,6 +44,8 @@ QWEN: dict[str, Any] = {
     "out_hidden_size": 32,
     "fullatt_block_indexes": [1],
 }
+GLM: dict[str, Any] = {**QWEN, "image_size": 16}
+QWEN_3: dict[str, Any] = {**QWEN, "num_position_embeddings": 16}
 PIXTRAL: dict[str, Any] = {**VISION, "head_dim": 8, "image_size": 32, "model_type": "pixtral"}
 SAM: dict[str, Any] = {
     **VISION,
@@ -53,23 +63,24 @@ class Sight:
     """How the tiny model of a family sees.
 
     `config` is what its config needs besides that of its text part, `pixels` the shape of an image, `tokens` how many
-    stand for it, `given` what else the model takes with it, and `marks` what it calls the mask of those tokens, if any.
+    stand for it, `given` what else the model takes with it, and `marks` are what it calls the mask of those tokens.
     """
 
     config: dict[str, Any]
     pixels: tuple[int, ...] = (1, 3, 16, 16)
     tokens: int = 4
     given: dict[str, Tensor] = field(default_factory=dict)
-    marks: str | None = None
+    marks: tuple[str, ...] = ()
 
 
 GRID = torch.tensor([[1, 4, 4]])
 CLIP: dict[str, Any] = {"vision_config": {**VISION, "model_type": "clip_vision_model"}, "image_token_index": IMAGE}
-TILED = {
+TILED: dict[str, Any] = {
     "pixels": (1, 2, 3, 16, 16),
     "tokens": 10,
     "given": {"image_sizes": torch.tensor([[16, 16]])},
 }
+PATCHES: dict[str, Any] = {"pixels": (16, 3 * 2 * 4 * 4), "given": {"image_grid_thw": GRID}}
 SIGHTS: dict[str, Sight] = {
     "aria": Sight({"vision_config": VISION, "image_token_index": IMAGE, "projector_patch_to_query_dict": {4: 4}}),
     "aya_vision": Sight({"vision_config": FINE, "image_token_index": IMAGE}),
@@ -85,18 +96,37 @@ SIGHTS: dict[str, Sight] = {
             "image_token_id": IMAGE,
             "video_token_id": VOCABULARY + 2,
         },
-        pixels=(16, 3 * 2 * 4 * 4),
-        given={"image_grid_thw": GRID},
+        **PATCHES,
     ),
     "gemma3": Sight(
         {"vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": IMAGE, "image_token_id": IMAGE},
-        marks="token_type_ids",
+        marks=("token_type_ids",),
     ),
+    "glm46v": Sight({"vision_config": GLM, "image_token_id": IMAGE}, **PATCHES, marks=("mm_token_type_ids",)),
+    "glm4v": Sight({"vision_config": GLM, "image_token_id": IMAGE}, **PATCHES, marks=("mm_token_type_ids",)),
+    "glm4v_moe": Sight({"vision_config": GLM, "image_token_id": IMAGE}, **PATCHES, marks=("mm_token_type_ids",)),
+    "glm_ocr": Sight({"vision_config": GLM, "image_token_id": IMAGE}, **PATCHES, marks=("mm_token_type_ids",)),
+    "glmga": Sight({"vision_config": GLM, "image_token_id": IMAGE}, **PATCHES, marks=("mm_token_type_ids",)),
     "got_ocr2": Sight({"vision_config": SAM, "image_token_index": IMAGE}),
+    "hunyuan_vl": Sight(
+        {
+            "vision_config": {
+                **FINE,
+                "num_key_value_heads": 4,
+                "max_image_size": 16,
+                "out_hidden_size": 32,
+                "text_hidden_size": 32,
+            },
+            "image_token_id": IMAGE,
+        },
+        pixels=(16, 3 * 4 * 4),
+        tokens=8,
+        given={"image_grid_thw": GRID},
+        marks=("mm_token_type_ids",),
+    ),
     "hyperclovax_vision_v2": Sight(
         {"vision_config": QWEN, "image_token_id": IMAGE},
-        pixels=(16, 3 * 2 * 4 * 4),
-        given={"image_grid_thw": GRID},
+        **PATCHES,
     ),
     "idefics2": Sight(
         {
@@ -130,8 +160,7 @@ SIGHTS: dict[str, Sight] = {
             "image_token_id": IMAGE,
             "projector_hidden_size": 32,
         },
-        pixels=(16, 3 * 2 * 4 * 4),
-        given={"image_grid_thw": GRID},
+        **PATCHES,
     ),
     "lighton_ocr": Sight(
         {"vision_config": PIXTRAL, "image_token_id": IMAGE, "spatial_merge_size": 2},
@@ -158,7 +187,7 @@ SIGHTS: dict[str, Sight] = {
         {"vision_config": {**FINE, "insert_layer_id": 0}, "image_token_id": IMAGE, "image_start_id": BEFORE},
         pixels=(1, 3, 4, 64 * 4),
         given={"target_sizes": torch.tensor([[8, 8]])},
-        marks="mm_token_type_ids",
+        marks=("mm_token_type_ids",),
     ),
     "mistral3": Sight(
         {"vision_config": PIXTRAL, "image_token_index": IMAGE, "spatial_merge_size": 2},
@@ -174,6 +203,12 @@ SIGHTS: dict[str, Sight] = {
             "vocab_size": VOCABULARY + 3,
         }
     ),
+    "paddleocr_vl": Sight(
+        {"vision_config": FINE, "image_token_id": IMAGE},
+        pixels=(16, 3, 4, 4),
+        given={"image_grid_thw": GRID},
+        marks=("mm_token_type_ids",),
+    ),
     "paligemma": Sight(
         {"vision_config": {**VISION, "projection_dim": 32}, "image_token_index": IMAGE, "projection_dim": 32},
         given={"token_type_ids": torch.tensor([[0] * 12 + [1] * 12])},  # the prompt is read in both directions
@@ -181,15 +216,23 @@ SIGHTS: dict[str, Sight] = {
     "pp_chart2table": Sight({"vision_config": SAM, "image_token_index": IMAGE}),
     "qwen2_5_vl": Sight(
         {"vision_config": QWEN, "image_token_id": IMAGE, "vision_start_token_id": BEFORE},
-        pixels=(16, 3 * 2 * 4 * 4),
-        given={"image_grid_thw": GRID},
-        marks="mm_token_type_ids",
+        **PATCHES,
+        marks=("mm_token_type_ids",),
     ),
     "qwen2_vl": Sight(
         {"vision_config": QWEN, "image_token_id": IMAGE, "vision_start_token_id": BEFORE},
-        pixels=(16, 3 * 2 * 4 * 4),
-        given={"image_grid_thw": GRID},
-        marks="mm_token_type_ids",
+        **PATCHES,
+        marks=("mm_token_type_ids",),
+    ),
+    "qwen3_5": Sight(
+        {"vision_config": QWEN_3, "image_token_id": IMAGE, "vision_start_token_id": BEFORE},
+        **PATCHES,
+        marks=("mm_token_type_ids",),
+    ),
+    "qwen3_5_moe": Sight(
+        {"vision_config": QWEN_3, "image_token_id": IMAGE, "vision_start_token_id": BEFORE},
+        **PATCHES,
+        marks=("mm_token_type_ids",),
     ),
     "smolvlm": Sight(
         {"vision_config": VISION, "image_token_id": IMAGE, "scale_factor": 2}, pixels=(1, 1, 3, 16, 16), tokens=1
@@ -204,13 +247,16 @@ SIGHTS: dict[str, Sight] = {
 }
 
 # family of the text part → what its config needs here besides what it needs alone
-TEXTS: dict[str, dict[str, Any]] = {"qwen2_vl_text": ROTARY, "qwen2_5_vl_text": ROTARY}
+TEXTS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text"), ROTARY),
+    **dict.fromkeys(("hunyuan_vl_text", "paddleocr_vl_text", "qwen3_5_text", "qwen3_5_moe_text"), ROTARY),
+}
 
 
 def multimodal_config(model_type: str, text_type: str | None = None) -> PreTrainedConfig:
     """The config of a tiny model, its text part of the first family in its row unless another is named."""
     text_type = text_type or MULTIMODAL[model_type].texts[0]
-    text = tiny_config(text_type, vocab_size=VOCABULARY + 3, **TEXTS.get(text_type, {})).to_dict()
+    text = tiny_config(text_type, vocab_size=VOCABULARY + 3, **deepcopy(TEXTS.get(text_type, {}))).to_dict()
     return AutoConfig.for_model(model_type, **SIGHTS[model_type].config, text_config=text)
 
 
@@ -244,5 +290,5 @@ def with_image(model_type: str) -> dict[str, Tensor]:
     ids[1] = BEFORE
     ids[2 : 2 + sight.tokens] = IMAGE
     pixels = torch.randn(sight.pixels, generator=torch.Generator().manual_seed(1))
-    marks = {sight.marks: (ids == IMAGE).int()[None]} if sight.marks else {}
+    marks = {name: (ids == IMAGE).int()[None] for name in sight.marks}
     return {"input_ids": ids[None], "pixel_values": pixels, **sight.given, **marks}
