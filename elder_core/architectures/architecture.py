@@ -42,7 +42,7 @@ KINDS = {
 }
 
 # what files call the decoder layers of such a model
-TEXT_STACKS = r"language_model\.model\.layers|model\.layers|model\.language_model\.layers|model\.text_model\.layers"
+TEXT_STACKS = r"(?:model\.)?language_model\.model\.layers|model\.(?:language_model\.|text_model\.)?layers"
 
 # Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
 RECOMPUTED = r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"

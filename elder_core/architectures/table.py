@@ -599,11 +599,24 @@ ARCHITECTURES: dict[str, Architecture] = {
 TEXT_PARTS: dict[str, Architecture] = {
     row.model_type: row
     for row in (
+        Architecture(
+            "glm4v_moe_text",
+            "Glm4vMoeTextModel",
+            "layers",
+            thresholds=("first_k_dense_replace",),
+            writers=(),
+            float32=("e_score_correction_bias",),
+        ),
+        Architecture("glm4v_text", "Glm4vTextModel", "layers", writers=()),
+        Architecture("glm_ocr_text", "GlmOcrTextModel", "layers", writers=()),
+        Architecture("hunyuan_vl_text", "HunYuanVLTextModel", "layers", writers=(), tied=True),
+        Architecture("paddleocr_vl_text", "PaddleOCRTextModel", "layers", tied=True),
         Architecture("qwen2_vl_text", "Qwen2VLTextModel", "layers", thresholds=("max_window_layers",)),
         Architecture("qwen2_5_vl_text", "Qwen2_5_VLTextModel", "layers", thresholds=("max_window_layers",)),
     )
 }
 LANGUAGE = "model.language_model.layers"
+BOTH_WAYS = "it reads a text alone in both directions, so that its layers cannot be chosen nor judged by how it writes"
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "internlm3")
 
 
@@ -611,8 +624,10 @@ LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "inte
 class Multimodal:
     """A family that reads images besides text, around a model of one of the families `texts`; the first is the default.
 
-    What sees is left as it is; layers are removed from the text part. `stack` and `tied` are as in Architecture;
-    `text_ties`: embeddings are tied as well where the config of the text part has them tied.
+    What sees is left as it is; layers are removed from the text part. `stack`, `tied` and `not_loaded` (None: that of
+    the text part) are as in Architecture; `text_ties`: embeddings are tied as well where the config of the text part
+    has them tied. `refused` are families of text parts that it may have and that cannot be pruned there, each with the
+    reason.
     """
 
     model_type: str
@@ -621,6 +636,8 @@ class Multimodal:
     stack: str = LANGUAGE
     tied: bool = False
     text_ties: bool = False
+    not_loaded: tuple[str, ...] | None = None
+    refused: tuple[tuple[str, str], ...] = ()
 
     def around(self, text_type: str | None) -> Architecture:
         """The row of the whole model.
@@ -629,6 +646,12 @@ class Multimodal:
             UnsupportedArchitecture: its text part is of another family than `texts`.
         """
         text_type = text_type or self.texts[0]
+        if text_type in (reasons := dict(self.refused)):
+            raise UnsupportedArchitecture(
+                f"Models of the architecture {self.model_type!r} around one of {text_type!r} cannot be pruned: "
+                f"{reasons[text_type]}.",
+                loc=("model", "id"),
+            )
         if text_type not in self.texts:
             raise UnsupportedArchitecture(
                 f"The text part of this {self.model_type} model is of the architecture {text_type!r}, which has not "
@@ -644,6 +667,7 @@ class Multimodal:
             tied=self.tied,
             text_tied=row.tied if self.text_ties else None,
             head="lm_head.weight",
+            not_loaded=row.not_loaded if self.not_loaded is None else self.not_loaded,
             text_type=text_type,
         )
 
@@ -651,15 +675,58 @@ class Multimodal:
 MULTIMODAL: dict[str, Multimodal] = {
     row.model_type: row
     for row in (
+        Multimodal("aria", "AriaForConditionalGeneration", ("aria_text",)),
+        Multimodal("aya_vision", "AyaVisionForConditionalGeneration", ("cohere2", "cohere"), tied=True),
+        Multimodal("cohere2_vision", "Cohere2VisionForConditionalGeneration", ("cohere2",), tied=True),
+        Multimodal("deepseek_vl", "DeepseekVLForConditionalGeneration", ("llama",), tied=True),
+        Multimodal("deepseek_vl_hybrid", "DeepseekVLHybridForConditionalGeneration", ("llama",), tied=True),
+        Multimodal("exaone4_5", "Exaone4_5_ForConditionalGeneration", ("exaone4",), not_loaded=("mtp.*",)),
         Multimodal("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",), tied=True),
+        Multimodal("glm46v", "Glm46VForConditionalGeneration", ("glm4v_text",)),
+        Multimodal("glm4v", "Glm4vForConditionalGeneration", ("glm4v_text",), text_ties=True),
+        Multimodal("glm4v_moe", "Glm4vMoeForConditionalGeneration", ("glm4v_moe_text",), text_ties=True),
+        Multimodal("glm_ocr", "GlmOcrForConditionalGeneration", ("glm_ocr_text",), text_ties=True),
+        Multimodal("glmga", "Glm46VForConditionalGeneration", ("glm4v_text",)),
+        Multimodal("got_ocr2", "GotOcr2ForConditionalGeneration", ("qwen2",), tied=True),
+        Multimodal("hunyuan_vl", "HunYuanVLForConditionalGeneration", ("hunyuan_vl_text",), tied=True, text_ties=True),
+        Multimodal("hyperclovax_vision_v2", "HyperCLOVAXVisionV2ForConditionalGeneration", ("hyperclovax",), tied=True),
+        Multimodal("idefics2", "Idefics2ForConditionalGeneration", ("mistral",), stack="model.text_model.layers"),
         Multimodal("idefics3", "Idefics3ForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
         Multimodal("internvl", "InternVLForConditionalGeneration", tuple(dict.fromkeys(("qwen2", *LLAMAS))), tied=True),
+        Multimodal("lfm2_vl", "Lfm2VlForConditionalGeneration", ("lfm2",), tied=True),
+        Multimodal("lfm3_vl", "Lfm3VlForConditionalGeneration", ("lfm3",), tied=True),
+        Multimodal("lighton_ocr", "LightOnOcrForConditionalGeneration", ("qwen3",), tied=True),
         Multimodal("llava", "LlavaForConditionalGeneration", LLAMAS, text_ties=True),
         Multimodal("llava_next", "LlavaNextForConditionalGeneration", LLAMAS),
+        Multimodal(
+            "llava_next_video", "LlavaNextVideoForConditionalGeneration", ("llama", "mistral", "qwen2"), text_ties=True
+        ),
+        Multimodal("llava_onevision", "LlavaOnevisionForConditionalGeneration", ("qwen2", "qwen3"), text_ties=True),
+        Multimodal("minicpm_ocr", "MiniCPMOcrForConditionalGeneration", ("qwen3_5_text",), tied=True),
+        Multimodal("minicpmv4_6", "MiniCPMV4_6ForConditionalGeneration", ("qwen3_5_text",)),
+        Multimodal("minicpmv4_7", "MiniCPMV4_7ForConditionalGeneration", ("qwen3_5_text",)),
         Multimodal("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3"), tied=True),
+        Multimodal("ovis2", "Ovis2ForConditionalGeneration", ("qwen2",), tied=True),
+        Multimodal(
+            "paddleocr_vl",
+            "PaddleOCRVLForConditionalGeneration",
+            ("paddleocr_vl_text",),
+            tied=True,
+            text_ties=True,
+            not_loaded=("packing_position_embedding", "vision_model.head"),
+        ),
+        Multimodal(
+            "paligemma", "PaliGemmaForConditionalGeneration", ("gemma2",), tied=True, refused=(("gemma", BOTH_WAYS),)
+        ),
+        Multimodal("pp_chart2table", "GotOcr2ForConditionalGeneration", ("qwen2",), tied=True),
         Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",), text_ties=True),
         Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",), text_ties=True),
+        Multimodal("qwen3_5", "Qwen3_5ForConditionalGeneration", ("qwen3_5_text",), not_loaded=("^mtp.*",)),
+        Multimodal("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", ("qwen3_5_moe_text",), not_loaded=("^mtp.*",)),
         Multimodal("smolvlm", "SmolVLMForConditionalGeneration", LLAMAS, stack="model.text_model.layers"),
+        Multimodal("video_llama_3", "VideoLlama3ForConditionalGeneration", ("qwen2",), text_ties=True),
+        Multimodal("video_llava", "VideoLlavaForConditionalGeneration", ("llama",)),
+        Multimodal("vipllava", "VipLlavaForConditionalGeneration", ("llama",)),
     )
 }
 

@@ -75,6 +75,7 @@ TINY: dict[str, dict[str, Any]] = {
     "flint": {**STEPS, "layer_types": SLIDING},
     "glm4_moe": {"first_k_dense_replace": 2},
     "glm4_moe_lite": LATENT,
+    "glm4v_moe_text": {"first_k_dense_replace": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "gptj": {"rotary_dim": 4},
     "granite_swa": {"layer_rope_theta": [1e4, 1e3, 1e4, 1e3, 1e2, 0.0]},
