@@ -66,13 +66,14 @@ def test_during_the_last_update(production: Cluster) -> None:
 
 @pytest.mark.faults
 def test_while_every_worker_is_down(either: Cluster) -> None:
-    worker = either.worker()
+    worker = either.worker(**STEADY)
     running = either.submit(Script(endless_attempts=1))
-    either.until(lambda: either.job(running).stage, lambda stage: stage == "regularizing")
+    stage_reached(either, running)
     worker.kill()
     worker.wait()
     queued = either.submit()
     assert (either.cancel(running), either.cancel(queued)) == ("cancelling", "cancelled")
+    either.lease_runs_out(running)
     either.worker(**STEADY)
     assert either.ended(running).attempt == 1
     assert invariants.check(either) == {"cancelled": 2}

@@ -14,9 +14,10 @@ IN_THE_JOB = ("selecting", "mid-upload", "uploaded")
 IN_THE_SUPERVISOR = ("claimed", "before-last-update", "after-last-update")
 
 
-def strike(cluster: Cluster, point: str, victim: str) -> None:
-    """Kill the victim while the attempt stands at `point`, then let whatever is left go on."""
+def strike(cluster: Cluster, job_id: str, point: str, victim: str) -> None:
+    """Kill the victim while the first attempt stands at `point`, then let whatever is left go on."""
     held = cluster.reached(point)
+    assert cluster.job(job_id).attempt == 1
     worker = next(worker for worker in cluster.workers if worker.is_running())
     everything = [worker, *worker.children(recursive=True)]
     victims = {"runner": [held], "supervisor": [worker], "group": everything}[victim]
@@ -39,11 +40,12 @@ def blows(points: tuple[str, ...], victims: tuple[str, ...]) -> list[ParameterSe
 
 @pytest.mark.parametrize(("point", "victim"), blows(IN_THE_JOB, ("runner", "supervisor", "group")))
 def test_killed_within_the_job(either: Cluster, point: str, victim: str) -> None:
-    either.worker(**(STEADY if victim == "runner" else {}))
+    either.worker(**STEADY)
     either.gates.hold(point)
     job_id = either.submit()
-    strike(either, point, victim)
+    strike(either, job_id, point, victim)
     if victim != "runner":
+        either.lease_runs_out(job_id)
         either.worker(**STEADY)
     assert (either.ended(job_id).status, either.job(job_id).attempt) == ("succeeded", 2)
     assert either.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started", "job.succeeded"]
@@ -52,11 +54,13 @@ def test_killed_within_the_job(either: Cluster, point: str, victim: str) -> None
 
 @pytest.mark.parametrize(("point", "victim"), blows(IN_THE_SUPERVISOR, ("supervisor", "group")))
 def test_killed_within_the_supervisor(either: Cluster, point: str, victim: str) -> None:
-    either.worker()
+    either.worker(**STEADY)
     either.gates.hold(point)
     job_id = either.submit(Script())
-    strike(either, point, victim)
-    either.worker(**STEADY)
+    strike(either, job_id, point, victim)
     attempts = 1 if point == "after-last-update" else 2
+    if attempts == 2:
+        either.lease_runs_out(job_id)
+    either.worker(**STEADY)
     assert (either.ended(job_id).status, either.job(job_id).attempt) == ("succeeded", attempts)
     assert invariants.check(either) == {"succeeded": 1}
