@@ -219,7 +219,7 @@ class Cluster:
         self.until(self.processes, lambda left: not left)
         data, temporary = self.settings.data_dir, Path(self.environment["TMPDIR"])
         sockets = set(temporary.glob("pymp-*"))
-        assert len(sockets) <= sum(worker.returncode == -signal.SIGKILL for worker in self.workers)
+        assert len(sockets) <= sum(worker.poll() == -signal.SIGKILL for worker in self.workers)
         left = [*(set(temporary.iterdir()) - sockets), *(path for path in data.glob("*") if path.name not in KEPT)]
         assert not left
 
