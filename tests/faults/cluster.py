@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -150,8 +151,15 @@ class Cluster:
 
     def lease_runs_out(self, job_id: str) -> None:
         """Of a worker that is dead: now, instead of in a while."""
+        self._lease_ends(job_id, timedelta())
+
+    def lease_lasts(self, job_id: str) -> None:
+        """For an hour, whatever its worker thinks."""
+        self._lease_ends(job_id, timedelta(hours=1))
+
+    def _lease_ends(self, job_id: str, after: timedelta) -> None:
         with self.sessions.begin() as session:
-            repository.get(session, job_id, lock=True).lease_expires_at = database_now(session)
+            repository.get(session, job_id, lock=True).lease_expires_at = database_now(session) + after
 
     def job(self, job_id: str) -> JobRow:
         with self.sessions.begin() as session:
