@@ -27,7 +27,7 @@ test: setup ## Run every test: unit, integration on PostgreSQL and Redis, browse
 
 # In one process: what they measure is how long the service takes to recover. -m: those that `make test` leaves out, too.
 test-faults: setup ## Kill, freeze and cut off workers, database and broker; write docs/reliability.md (half an hour)
-	@mkdir -p build
+	@mkdir -p build && : > build/faults.jsonl
 	@OMP_NUM_THREADS=1 ELDER_TEST_FAULT_RECORDS=$(CURDIR)/build/faults.jsonl $(BIN)/python -m pytest tests/faults -m "faults or not faults" $(ARGS)
 	@$(BIN)/python -m tests.faults.records
 

@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from elder_service import queue
 from elder_service.db.engine import SessionFactory, database_now, make_engine, make_sessions
@@ -32,6 +35,9 @@ from tests.faults.script import Script
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 120  # for what takes seconds where nobody else is at work
 MAX_ATTEMPTS = 3
+
+KEPT = {"artifacts", "scratch", "broker", "secret", "elder.db", "elder.db-shm", "elder.db-wal"}
+"""What may be below ELDER_DATA_DIR when nobody is at work."""
 
 Seen = TypeVar("Seen")
 
@@ -54,7 +60,10 @@ STEADY = {"ELDER_LEASE_SECONDS": "30"}
 
 @dataclass
 class Cluster:
-    """`environment` is what its processes get; `workers` are those that were started, dead ones too."""
+    """`environment` is what its processes get; `workers` are those that were started, dead ones too.
+
+    `accepted` are the jobs whose submitter was told that they are.
+    """
 
     settings: Settings
     sessions: SessionFactory
@@ -62,6 +71,7 @@ class Cluster:
     folder: Path
     gates: Gates
     workers: list[psutil.Popen] = field(default_factory=list)
+    accepted: set[str] = field(default_factory=set)
     patience_seconds: float = WAIT_SECONDS
 
     # Processes -------------------------------------------------------------------------------------------------------
@@ -125,7 +135,8 @@ class Cluster:
         given = {"max_attempts": MAX_ATTEMPTS, **fields}
         with self.sessions.begin() as session:
             row, _ = service.submit(session, Submission(spec=(script or Script()).spec(), **given))  # type: ignore[arg-type]
-            return row.id
+        self.accepted.add(row.id)
+        return row.id
 
     def hint(self) -> bool:
         celery = queue.make_celery(self.settings)
@@ -140,8 +151,15 @@ class Cluster:
 
     def lease_runs_out(self, job_id: str) -> None:
         """Of a worker that is dead: now, instead of in a while."""
+        self._lease_ends(job_id, timedelta())
+
+    def lease_lasts(self, job_id: str) -> None:
+        """For an hour, whatever its worker thinks."""
+        self._lease_ends(job_id, timedelta(hours=1))
+
+    def _lease_ends(self, job_id: str, after: timedelta) -> None:
         with self.sessions.begin() as session:
-            repository.get(session, job_id, lock=True).lease_expires_at = database_now(session)
+            repository.get(session, job_id, lock=True).lease_expires_at = database_now(session) + after
 
     def job(self, job_id: str) -> JobRow:
         with self.sessions.begin() as session:
@@ -159,7 +177,7 @@ class Cluster:
 
     def tell(self) -> None:
         """Print what happened, for the report of a test that fails: every event, and what the workers wrote."""
-        with self.sessions.begin() as session:
+        with suppress(SQLAlchemyError), self.sessions.begin() as session:  # a test may have ended the database
             for job_id in session.scalars(select(JobRow.id).limit(20)):
                 for row in repository.events_after(session, job_id, 0):
                     print(job_id, row.at.time(), row.type, row.data)
@@ -201,6 +219,18 @@ class Cluster:
             worker.wait()
         assert not deaf, f"did not hear SIGTERM:\n{self.logs()}"
 
+    def assert_nothing_left(self) -> None:
+        """No process, and no file that tests/faults/invariants.py does not look at; to be called after `stop`.
+
+        But a worker that a signal ended, before it could tidy up, leaves the folder of its fork server's socket.
+        """
+        self.until(self.processes, lambda left: not left)
+        data, temporary = self.settings.data_dir, Path(self.environment["TMPDIR"])
+        sockets = set(temporary.glob("pymp-*"))
+        assert len(sockets) <= sum((worker.poll() or 0) < 0 for worker in self.workers)
+        left = [*(set(temporary.iterdir()) - sockets), *(path for path in data.glob("*") if path.name not in KEPT)]
+        assert not left
+
 
 @contextmanager
 def cluster(folder: Path, database_url: str | None = None, broker_url: str | None = None) -> Iterator[Cluster]:
@@ -219,13 +249,16 @@ def cluster(folder: Path, database_url: str | None = None, broker_url: str | Non
     (folder / "logs").mkdir(parents=True)
     engine = make_engine(settings.effective_database_url)
     migrate(engine)
-    everything = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
-    made = Cluster(settings, make_sessions(engine), everything, folder / "logs", Gates(Path(environment[FOLDER])))
-    try:
-        yield made
-        made.tell()
-        made.stop()
-    finally:
-        for process in made.processes():  # after a test that failed
-            process.kill()
-        engine.dispose()
+    # Not below `folder`: multiprocessing puts sockets there, whose paths may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
+        everything = {**os.environ, **environment, "OMP_NUM_THREADS": "1", "TMPDIR": temporary}
+        made = Cluster(settings, make_sessions(engine), everything, folder / "logs", Gates(Path(environment[FOLDER])))
+        try:
+            yield made
+            made.stop()
+            made.assert_nothing_left()
+        finally:
+            made.tell()
+            for process in made.processes():  # after a test that failed
+                process.kill()
+            engine.dispose()

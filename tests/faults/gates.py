@@ -34,9 +34,15 @@ class Gates:
 
     def executions(self) -> list[tuple[str, int]]:
         """Job and attempt of every run of the pipeline that ever began, in order."""
-        log = self._folder / "executions"
-        lines = log.read_text().splitlines() if log.exists() else []
-        return [(job_id, int(attempt)) for job_id, attempt in map(str.split, lines)]
+        return [(job_id, int(attempt)) for job_id, attempt in self._noted("executions")]
+
+    def resumptions(self) -> list[tuple[str, int, int]]:
+        """Job, attempt and checkpoint of every run that went on from one, in order."""
+        return [(job_id, int(attempt), int(number)) for job_id, attempt, number in self._noted("resumptions")]
+
+    def _noted(self, what: str) -> list[list[str]]:
+        log = self._folder / what
+        return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
     # The process's side ----------------------------------------------------------------------------------------------
 
@@ -52,8 +58,16 @@ class Gates:
             pause(0.005)
 
     def executed(self, job_id: str, attempt: str) -> None:
-        with (self._folder / "executions").open("a") as log:
-            log.write(f"{job_id} {attempt}\n")  # one write of less than a page: never mixed with another's
+        self._add("executions", job_id, attempt)
+
+    def went_on(self, job_id: str, attempt: str, checkpoint: int) -> None:
+        """From `checkpoint`, of an attempt before; 0 if there was none."""
+        if checkpoint:
+            self._add("resumptions", job_id, attempt, str(checkpoint))
+
+    def _add(self, what: str, *words: str) -> None:
+        with (self._folder / what).open("a") as log:
+            log.write(" ".join(words) + "\n")  # one write of less than a page: never mixed with another's
 
     def _note(self, point: str) -> Path:
         return self._folder / f"{point}.reached"

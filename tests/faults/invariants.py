@@ -27,15 +27,22 @@ ENDING_OF = {
 
 def check(cluster: Cluster) -> Counter[str]:
     """Wait until every job has ended and what was left is swept, then look at all there is; jobs by state."""
-    with cluster.sessions.begin() as session:
-        ids = list(session.scalars(select(JobRow.id)))
-    for job_id in ids:
+    for job_id in _ids(cluster):
         cluster.ended(job_id)
     assert_nothing_done_twice(cluster)
     assert_nothing_left(cluster)
     with cluster.sessions.begin() as session:
-        records.write(longest_recovery(session))
-        return Counter(session.scalars(select(JobRow.status)))
+        return Counter(note(session, cluster.accepted).values())
+
+
+def note(session: Session, accepted: set[str]) -> dict[str, str]:
+    """For the table of the test that runs, what became of the jobs; their states by id."""
+    states = {row.id: row.status for row in session.scalars(select(JobRow))}
+    lost = [job_id for job_id in accepted if not Status(states.get(job_id, Status.QUEUED)).ended]
+    everything = len(states.keys() | accepted)
+    records.note(accepted=everything, lost=len(lost), recovery_seconds=longest_recovery(session))
+    assert not lost, "accepted, and not ended"
+    return states
 
 
 def longest_recovery(session: Session) -> float:

@@ -6,6 +6,7 @@ import psutil
 import pytest
 
 from elder_core.spec import Stage
+from elder_service.storage.base import attempt_prefix
 from tests.faults import invariants
 from tests.faults.cluster import MAX_ATTEMPTS, STEADY, Cluster
 from tests.faults.script import Script
@@ -38,17 +39,32 @@ def test_at_every_stage_and_twice(production: Cluster) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("point", ["mid-upload", "uploaded", "claimed"])
+@pytest.mark.parametrize("point", ["mid-upload", "uploaded"])
 def test_around_the_files(production: Cluster, point: str) -> None:
     """What was uploaded of a cancelled job is deleted."""
     production.worker(**STEADY)
     production.gates.hold(point)
     job_id = production.submit()
     production.reached(point)
+    uploaded = production.settings.artifacts_dir / attempt_prefix(job_id, 1)
+    assert any(uploaded.rglob("*"))
     assert production.cancel(job_id) == "cancelling"
+    assert production.ended(job_id).status == "cancelled"
     production.gates.open(point)
-    assert production.ended(job_id).status in {"cancelled", "succeeded"}
-    invariants.check(production)
+    production.until(uploaded.exists, lambda there: not there)
+    assert invariants.check(production) == {"cancelled": 1}
+
+
+@pytest.mark.faults
+def test_between_the_claim_and_the_start(production: Cluster) -> None:
+    production.worker(**STEADY)
+    production.gates.hold("claimed")
+    job_id = production.submit(Script(endless_attempts=1))
+    production.reached("claimed")
+    assert production.cancel(job_id) == "cancelling"
+    production.gates.open("claimed")
+    assert production.ended(job_id).attempt == 1
+    assert invariants.check(production) == {"cancelled": 1}
 
 
 def test_during_the_last_update(production: Cluster) -> None:
@@ -66,13 +82,14 @@ def test_during_the_last_update(production: Cluster) -> None:
 
 @pytest.mark.faults
 def test_while_every_worker_is_down(either: Cluster) -> None:
-    worker = either.worker()
+    worker = either.worker(**STEADY)
     running = either.submit(Script(endless_attempts=1))
-    either.until(lambda: either.job(running).stage, lambda stage: stage == "regularizing")
+    stage_reached(either, running)
     worker.kill()
     worker.wait()
     queued = either.submit()
     assert (either.cancel(running), either.cancel(queued)) == ("cancelling", "cancelled")
+    either.lease_runs_out(running)
     either.worker(**STEADY)
     assert either.ended(running).attempt == 1
     assert invariants.check(either) == {"cancelled": 2}

@@ -12,7 +12,7 @@ from elder_service.db.engine import SessionFactory, make_engine, make_sessions
 from elder_service.db.models import JobRow
 from elder_service.jobs import attempts, service
 from elder_service.jobs.states import Status
-from tests.faults import invariants
+from tests.faults import invariants, records
 from tests.faults.cluster import STEADY, Cluster
 from tests.faults.script import Script
 from tests.unit.elder_service.conftest import database_url, sessions, submission
@@ -44,6 +44,7 @@ def test_twenty_claimers_and_five_hundred_jobs(database_url: str, sessions: Sess
     assert len(claims) == JOBS
     assert set(claims.values()) == {1}
     assert {attempt for _, attempt in claims} == {1}
+    records.note(accepted=JOBS, lost=JOBS - len(claims))
 
 
 def test_a_hundred_hints_for_three_jobs(either: Cluster) -> None:

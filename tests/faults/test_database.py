@@ -9,14 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-import psutil
+import httpx2
 import pytest
 
 from tests import servers
 from tests.faults import invariants
-from tests.faults.cluster import STEADY, Cluster, cluster
+from tests.faults.cluster import STEADY, WAIT_SECONDS, Cluster, cluster
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.script import Script
+from tests.integration.service import Service, job, start_api, stop
 
 
 def through(url: str, way: Proxy) -> str:
@@ -43,18 +44,18 @@ def proxied(tmp_path: Path, postgres_database: str, empty_redis: str, way: Proxy
 
 def test_a_database_that_falls_silent_ends_the_job_before_its_lease(proxied: Cluster, way: Proxy) -> None:
     """Connections stay open and nobody answers, which no time-out of TCP notices."""
-    lease = 12.0  # a fifth of it is left when the process is to be gone, for a busy machine to notice
-    proxied.worker(ELDER_LEASE_SECONDS=str(lease))
+    proxied.worker(ELDER_LEASE_SECONDS="12")
     job_id = proxied.submit(Script(endless_attempts=1))
     proxied.until(lambda: proxied.job(job_id).stage, lambda stage: stage == "regularizing")
     runner = proxied.runner_of(job_id)
     assert runner is not None
     way.freeze()
-    frozen = time.monotonic()
-    psutil.wait_procs([runner], timeout=lease)
-    assert not runner.is_running(), f"still there {time.monotonic() - frozen:.1f} s later; the lease is {lease} s"
-    rescuer = proxied.worker(ELDER_DATABASE_URL=proxied.settings.effective_database_url)
-    assert proxied.ended(job_id).lease_owner is None
+    proxied.lease_lasts(job_id)  # so that no other attempt, however early or late, is why the process ends
+    proxied.until(lambda: runner in proxied.processes(), lambda there: not there)
+    assert proxied.events(job_id) == ["job.created", "job.started"]
+    proxied.lease_runs_out(job_id)
+    rescuer = proxied.worker(**STEADY, ELDER_DATABASE_URL=proxied.settings.effective_database_url)
+    assert proxied.ended(job_id).attempt == 2
     way.thaw()
     assert invariants.check(proxied) == {"succeeded": 1}
     rescuer.terminate()
@@ -82,6 +83,23 @@ def test_a_last_update_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, 
     job_id = proxied.submit()
     assert proxied.ended(job_id).attempt == 1
     assert way.lost_answers == 1
+    assert invariants.check(proxied) == {"succeeded": 1}
+
+
+@pytest.mark.parametrize("delivered", [True, pytest.param(False, marks=pytest.mark.faults)], ids=["committed", "not"])
+def test_a_submission_whose_commit_has_no_answer(proxied: Cluster, way: Proxy, *, delivered: bool) -> None:
+    """Its caller is told to try again, does so with the same Idempotency-Key, and has one job."""
+    api = Service(dict(proxied.environment), proxied.folder)
+    start_api(api, "api")
+    way.lose_answer_after(b"job.created", b"COMMIT", delivered=delivered)
+    with httpx2.Client(base_url=api.url, headers={"Idempotency-Key": "once"}, timeout=WAIT_SECONDS) as caller:
+        first, second = (caller.post("/v1/jobs", json=job(model={"id": "builtin:manuals-16l"})) for _ in range(2))
+    stop(api.processes)
+    assert way.lost_answers == 1
+    assert (first.status_code, second.status_code) == (503, 200 if delivered else 201)
+    assert proxied.jobs() == [second.json()["id"]]
+    proxied.accepted.update(proxied.jobs())
+    proxied.worker(**STEADY)
     assert invariants.check(proxied) == {"succeeded": 1}
 
 

@@ -25,6 +25,8 @@ def test_what_it_writes_late_is_refused(production: Cluster, point: str) -> None
     production.gates.hold(point)
     job_id = production.submit()
     production.reached(point)
+    assert production.job(job_id).attempt == 1
+    runner = production.runner_of(job_id)  # None where it has ended: before the last update it need not be there
     asleep = [worker, *worker.children(recursive=True)]
     for process in asleep:
         process.suspend()
@@ -37,7 +39,7 @@ def test_what_it_writes_late_is_refused(production: Cluster, point: str) -> None
             process.resume()
     if point == "before-last-update":
         assert invariants.check(production) == {"succeeded": 1}
-    psutil.wait_procs(asleep[2:], timeout=10)
+    production.until(lambda: runner in production.processes(), lambda there: not there)
     second = production.submit()
     assert production.ended(second).status == "succeeded"
     assert invariants.check(production) == {"succeeded": 2}

@@ -11,6 +11,8 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,13 +23,14 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from api.main import create_app
-from elder_core.errors import ElderError
+from elder_core.errors import ElderError, OutOfMemory
 from elder_core.spec import Progress, Stage
+from elder_service import queue
 from elder_service.db.engine import SessionFactory
 from elder_service.db.models import JobRow
 from elder_service.errors import RunnerDied, StorageFailed
 from elder_service.jobs import attempts, reconcile, repository, service, workers
-from elder_service.jobs.attempts import Outcome
+from elder_service.jobs.attempts import Claim, Outcome
 from elder_service.jobs.hardware import Capacity, Device
 from elder_service.jobs.states import Status
 from elder_service.queue import make_celery
@@ -35,7 +38,7 @@ from elder_service.settings import Settings
 from elder_service.storage.base import attempt_prefix
 from elder_service.storage.local import LocalStorage
 from elder_service.storage.publish import publish
-from tests.faults.invariants import assert_well_ended
+from tests.faults.invariants import assert_well_ended, note
 from tests.faults.script import FILES, content
 from tests.unit.api.calls import JOB, RESULT
 from tests.unit.elder_service.conftest import database_url, sessions, submit
@@ -48,6 +51,7 @@ from worker.supervisor import Supervisor
 __all__ = ["database_url", "sessions"]
 
 ROUNDS = 400
+LONG_SECONDS = 0.5  # more than one of a worker's looks, each of which may renew the lease
 SHORT = {"claim", "succeed", "put"}
 STORAGE = ("put", "path", "read", "delete_prefix", "list_prefixes")
 Target = tuple[Any, str]
@@ -67,20 +71,54 @@ TARGETS: list[Target] = [
 ]
 
 
-class ScriptedChild:
-    """A job's process that has done its work by the time it is watched. The first attempt of `stumbling` fails."""
+class Act(Enum):
+    """What else happens while a job's first process is at work."""
 
-    def __init__(self, _context: object, assignment: Assignment, stumbling: str) -> None:
-        self.connection, theirs = multiprocessing.Pipe(duplex=False)
-        with theirs:
-            theirs.send(Progress(stage=Stage.LOADING, step=0, total=1))
-            if assignment.job_id == stumbling and assignment.attempt == 1:
-                theirs.send(Failure(RunnerDied("The script says so.")))
-                return
-            try:
-                theirs.send(Outcome(RESULT, tuple(self._publish(assignment))))
-            except ElderError as error:
-                theirs.send(Failure(error))
+    OUT_OF_MEMORY = auto()
+    TAKES_LONG = auto()
+    IS_CANCELLED = auto()
+    WORKER_IS_STOPPED = auto()
+
+
+@dataclass
+class Play:
+    """`acts` are those to come, by job; `cancel` and `stop_worker` are what callers and systemd do."""
+
+    acts: dict[str, Act]
+    cancel: Callable[[str], None] = lambda _: None
+    stop_worker: Callable[[], None] = lambda: None
+    stopped: bool = False
+
+    def child(self, _context: object, assignment: Assignment) -> ScriptedChild:
+        act = self.acts.pop(assignment.job_id, None)
+        if act is Act.IS_CANCELLED:
+            self.cancel(assignment.job_id)
+        if act is Act.WORKER_IS_STOPPED:
+            self.stop_worker()
+            self.stopped = True
+        return ScriptedChild(assignment, act)
+
+
+class ScriptedChild:
+    """A job's process. Where nothing else happens, it has done its work by the time it is watched."""
+
+    def __init__(self, assignment: Assignment, act: Act | None) -> None:
+        self._assignment = assignment
+        self._long = threading.Timer(LONG_SECONDS, self._work)
+        self.connection, self._theirs = multiprocessing.Pipe(duplex=False)
+        self._theirs.send(Progress(stage=Stage.LOADING, step=0, total=1))
+        if act is Act.TAKES_LONG:
+            self._long.start()
+        elif act is Act.OUT_OF_MEMORY:
+            self._theirs.send(Failure(OutOfMemory("The script says so.")))
+        elif act is None:
+            self._work()
+
+    def _work(self) -> None:
+        try:
+            self._theirs.send(Outcome(RESULT, tuple(self._publish(self._assignment))))
+        except ElderError as error:
+            self._theirs.send(Failure(error))
 
     def _publish(self, assignment: Assignment) -> Iterator[Any]:
         storage = LocalStorage(assignment.artifacts_dir)
@@ -92,14 +130,17 @@ class ScriptedChild:
             kind: Any = "model" if name.startswith("model/") else "report"
             yield publish(storage, f"{prefix}/{name}", name, kind, path, lambda _: None)
 
-    def stop(self, _grace_seconds: float) -> None:
-        self.connection.close()
+    def stop(self, _grace_seconds: float, meanwhile: Callable[[], None], *, keep: bool = False) -> None:
+        meanwhile()
 
     def end(self) -> None:
         pass
 
     def kill(self) -> None:
+        if self._long.is_alive():
+            self._long.join()
         self.connection.close()
+        self._theirs.close()
 
     def death(self) -> tuple[RunnerDied, dict[str, object]]:
         return RunnerDied("It is over."), {}
@@ -131,6 +172,10 @@ class Fault:
 def error_for(target: Target) -> Exception:
     if target[0] is LocalStorage:
         return StorageFailed("The storage does not answer.")
+    return connection_lost()
+
+
+def connection_lost() -> OperationalError:
     return OperationalError("SELECT", {}, Exception("server closed the connection unexpectedly"))
 
 
@@ -152,60 +197,78 @@ def test_a_fault_anywhere_costs_no_job(
         data_dir=tmp_path / "data", database_url=database_url, retry_delay_seconds=0, lease_seconds=3,
         heartbeat_seconds=0.01, cancel_poll_seconds=0.01, maintenance_seconds=0.2, max_running_per_owner=5,
     )  # fmt: skip
-    jobs = [submit(sessions, max_attempts=9) for _ in range(2)]
-    expiring = submit(sessions, max_queue_seconds=1)
+    jobs = [submit(sessions, max_attempts=9) for _ in range(4)]
+    cancelled, expiring = submit(sessions), submit(sessions, max_queue_seconds=1)
     with sessions.begin() as session:
+        attempts.claim(session, "a worker that falls silent", lease_seconds=0)
         late = repository.get(session, expiring)
         late.queue_deadline_at = late.created_at
-    monkeypatch.setattr(module, "Child", lambda context, given: ScriptedChild(context, given, stumbling=jobs[0]))
+    acts = (Act.OUT_OF_MEMORY, Act.TAKES_LONG, Act.WORKER_IS_STOPPED, Act.IS_CANCELLED)
+    play = Play(dict(zip((*jobs[1:], cancelled), acts, strict=True)))
+    monkeypatch.setattr(module, "Child", play.child)
+    monkeypatch.setattr(queue, "send_hint", lambda _: False)  # there is no broker
     fault = Fault(getattr(*target), error_for(target), before=before)
     monkeypatch.setattr(*target, fault)
-    work(settings, sessions, jobs)
+    work(settings, sessions, jobs, play)
     monkeypatch.undo()
-    assert fault.calls or target[1] in RARE, "never called"
+    assert fault.calls, "never called"
+    assert not play.acts
     with sessions.begin() as session:
-        rows = list(session.scalars(select(JobRow)))
-        for row in rows:
+        for row in session.scalars(select(JobRow)):
             assert_well_ended(session, row, settings.artifacts_dir)
-        states = {row.id: row.status for row in rows}
-    assert states[expiring] == Status.EXPIRED
-    assert [states[job_id] for job_id in jobs] == [Status.SUCCEEDED] * 2
+        states = note(session, {*jobs, cancelled, expiring})
+    assert (states[expiring], states[cancelled]) == (Status.EXPIRED, Status.CANCELLED)
+    assert [states[job_id] for job_id in jobs] == [Status.SUCCEEDED] * 4
     assert not list(settings.scratch_dir.rglob("*.*"))
 
 
-RARE = {
-    "give_back",
-    "give_back_unknown",
-    "held_by",
-    "hint_lost",
-    "cancelled",
-    "lease_expired",
-    "leave",
-    "last_failure",
-    "renew",
-    "running_since",
-}
-"""Not part of what happens here by itself; tests/faults has each with real processes."""
+class Forgetful(Supervisor):
+    """The answer to its first claim is lost, after the COMMIT."""
+
+    _forgets = True
+
+    def _claim(self) -> Claim | None:
+        held = super()._claim()
+        if held and self._forgets:
+            self._forgets = False
+            raise connection_lost()
+        return held
 
 
-def work(settings: Settings, sessions: SessionFactory, jobs: list[str]) -> None:
+def work(settings: Settings, sessions: SessionFactory, jobs: list[str], play: Play) -> None:
     """What the threads of a worker and the callers of an API do, in turns, until every job has ended."""
     storage = LocalStorage(settings.artifacts_dir)
     settings.data_dir.mkdir(exist_ok=True)
-    made = Supervisor(settings, sessions, storage, NoForkServer(), pulse_of(settings), Capacity(Device.CPU))  # type: ignore[arg-type]
     maintenance = Maintenance(settings, sessions, storage, make_celery(settings))
-    made.warm_up()
+
+    def started() -> Supervisor:
+        made = Forgetful(settings, sessions, storage, NoForkServer(), pulse_of(settings), Capacity(Device.CPU))  # type: ignore[arg-type]
+        play.stop_worker = made.drain
+        made.warm_up()
+        return made
+
+    worker = started()
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        play.cancel = lambda job_id: cancel(client, job_id)
         for turn in range(ROUNDS):
-            for step in (made.register, made.run_available, maintenance.reconcile, maintenance.sweep):
+            for step in (worker.register, worker.run_available, maintenance.reconcile, maintenance.sweep):
                 with suppress(SQLAlchemyError, ElderError):  # a timer logs it and goes on
                     step()
             call_everything(client, jobs)
+            if play.stopped:
+                worker.leave()
+                worker, play.stopped = started(), False
             if all_ended(sessions) and turn >= 2:
                 break
             threading.Event().wait(0.05)
         with suppress(SQLAlchemyError, ElderError):
             maintenance.sweep()
+
+
+def cancel(client: TestClient, job_id: str) -> None:
+    """As a caller does, who tries again."""
+    answers = [client.post(f"/v1/jobs/{job_id}/cancel").status_code for _ in range(2)]
+    assert answers in ([200, 200], [503, 200], [200, 503])
 
 
 def call_everything(client: TestClient, jobs: list[str]) -> None:

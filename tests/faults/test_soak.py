@@ -129,7 +129,7 @@ def submit_and_wait(made: Cluster, jobs: int) -> None:
 
 
 def submit(made: Cluster, number: int) -> str:
-    """A hint follows as often as not, as if they were lost."""
+    """A hint follows one in ten, as if the others' were lost."""
     job_id = made.submit(Script(step_seconds=STEP_SECONDS), max_attempts=MANY_ATTEMPTS)
     if number % 10 == 0:
         made.hint()

@@ -26,6 +26,7 @@ from elder_service.jobs import attempts, events, reconcile, repository, service
 from elder_service.jobs.attempts import Claim, LeaseLost, Outcome
 from elder_service.jobs.service import PRIORITIES
 from elder_service.jobs.states import ACTIVE, TRANSITIONS, Status
+from tests.faults import records
 from tests.unit.elder_service.conftest import submission
 
 
@@ -217,8 +218,21 @@ class TestJobs(Jobs.TestCase):  # type: ignore[name-defined, misc]
 
 
 @pytest.mark.faults
-def test_many_more() -> None:
+def test_whatever_callers_workers_and_time_do() -> None:
+    """In random order, 60 steps in each of 300 runs: only the table's transitions, only by the attempt that holds."""
     from hypothesis.stateful import run_state_machine_as_test
 
+    accepted: list[str] = []
+    lost: list[str] = []
+
+    class Counted(Jobs):
+        def teardown(self) -> None:
+            with self.sessions.begin() as session:
+                there = set(session.scalars(select(JobRow.id)))
+            accepted.extend(self.known)
+            lost.extend(self.known.keys() - there)
+            super().teardown()
+
     many = settings(max_examples=300, stateful_step_count=60, deadline=None, suppress_health_check=SLOW)
-    run_state_machine_as_test(Jobs, settings=many)
+    run_state_machine_as_test(Counted, settings=many)
+    records.note(accepted=len(accepted), lost=len(lost))

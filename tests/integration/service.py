@@ -71,12 +71,12 @@ class Service:
         return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
 
     def get(self, path: str) -> Any:
-        response = httpx2.get(f"{self.url}{path}", timeout=10)
+        response = httpx2.get(f"{self.url}{path}", timeout=WAIT_SECONDS)
         response.raise_for_status()
         return response.json()
 
     def post(self, path: str, body: Any = None) -> Any:
-        response = httpx2.post(f"{self.url}{path}", json=body, timeout=10)
+        response = httpx2.post(f"{self.url}{path}", json=body, timeout=WAIT_SECONDS)
         assert response.is_success, response.text
         return response.json()
 

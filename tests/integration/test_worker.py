@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import psutil
+import pytest
 
 from tests.integration.service import Service, endless, running, running_steps, start_api
 
@@ -29,6 +30,16 @@ def child_of(worker: subprocess.Popen[bytes], job_id: str) -> psutil.Process:
         if job_id in str(Path(f"/proc/{process.pid}/fd/1").readlink()):
             return process
     raise AssertionError(f"no process of {job_id}")
+
+
+def kill(worker: subprocess.Popen[bytes], job_id: str, victim: str) -> None:
+    """The job's own process, or the whole group of its worker."""
+    if victim == "runner":
+        child_of(worker, job_id).kill()
+        return
+    for process in [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]:
+        process.kill()
+    worker.wait()
 
 
 def left_alive(processes: list[psutil.Process], timeout_seconds: float) -> list[psutil.Process]:
@@ -105,12 +116,15 @@ def test_a_killed_child_is_told_of_and_tried_again(service: Service) -> None:
     assert service.events(job_id) == ["job.created", "job.started", "job.requeued", "job.started", "job.failed"]
 
 
-def test_a_killed_job_goes_on_where_it_was_and_ends_with_the_same_bytes(service: Service) -> None:
+@pytest.mark.parametrize("victim", ["runner", "group"])
+def test_a_killed_job_goes_on_where_it_was_and_ends_with_the_same_bytes(service: Service, victim: str) -> None:
+    """On the same worker, and on another that is started when the first is dead with all of its processes."""
     worker = service.worker()
     long = {"method": {"updates": 600}, "calibration": {"samples": 40, "sequence_length": 32}}
     killed = service.submit(**long)
     service.wait(killed, lambda job: running_steps(job) and job["progress"]["step"] > 100)
-    child_of(worker, killed).kill()
+    kill(worker, killed, victim)
+    service.worker()
     undisturbed = service.submit(**long)
     jobs = [service.wait(job_id, ended) for job_id in (killed, undisturbed)]
 

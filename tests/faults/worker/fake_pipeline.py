@@ -10,20 +10,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from elder_core import errors
+from elder_core.journal import Entry, Journal
+from elder_core.monitor import Monitor
 from elder_core.spec import JobSpec, Progress, Stage
-from elder_service.storage.base import Storage
+from elder_service.storage import local
+from elder_service.storage.base import JOURNAL, Storage
 from elder_service.storage.local import LocalStorage
 from tests.faults import gates
+from tests.faults.checkpoints import CHECKPOINT, CHECKPOINTS, checkpoint_in
 from tests.faults.faulty_storage import Fault, FaultyStorage
 from tests.faults.script import FILES, Script, content, script_of
 
 STORAGE_FAULT = "ELDER_TEST_STORAGE"
 STAGES = (*Stage,)
+CHECKPOINTED = Stage.CALIBRATING
 
 
 def run(
@@ -33,6 +38,7 @@ def run(
     report_dir: Path,
     progress: Callable[[Progress], None],
     cancelled: Callable[[], bool],
+    journal: Journal,
     **_: Any,
 ) -> Any:
     """Go through all stages and leave files whose content depends on the job alone, as the real one does."""
@@ -41,12 +47,16 @@ def run(
     places.executed(job_id, attempt)
     if script.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    journal.begin(job_id)
+    monitor = Monitor(cancelled=cancelled, journal=journal)
     for stage in _stages(script, int(attempt)):
         progress(Progress(stage=stage, step=0, total=1, metrics={"loss": 1.0}))
         places.reach(stage)
         _misbehave(script, stage)
         if cancelled() and not script.deaf:
             raise errors.Cancelled
+        if stage is CHECKPOINTED:
+            places.went_on(job_id, attempt, _checkpoints(monitor))
         gates.pause(script.step_seconds)
     _write(model_dir, report_dir, job_id, script)
     return _report(script)
@@ -58,6 +68,15 @@ def _stages(script: Script, attempt: int) -> Iterator[Stage]:
         while stage is Stage.REGULARIZING and attempt <= script.endless_attempts:
             gates.pause(0.005)
             yield stage
+
+
+def _checkpoints(monitor: Monitor) -> int:
+    """Write all of them, one over the other; the last that an attempt before this one has written, 0 if none."""
+    page = monitor.page("work")
+    last: int = page.recalled.facts[CHECKPOINT] if page.recalled else 0
+    for number in range(last + 1, CHECKPOINTS + 1):
+        page.keep(Entry({CHECKPOINT: number}))
+    return last
 
 
 def _misbehave(script: Script, stage: Stage) -> None:
@@ -88,14 +107,14 @@ def _report(script: Script) -> SimpleNamespace:
 
 
 class HeldStorage(LocalStorage):
-    """With the place `mid-upload`, before the second file."""
+    """With the place `mid-upload`, before the second file of the result."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._puts = 0
 
     def put(self, key: str, source: Path, sha256: str) -> None:
-        self._puts += 1
+        self._puts += JOURNAL not in PurePosixPath(key).parts
         if self._puts == 2:
             gates.of_this_process().reach("mid-upload")
         super().put(key, source, sha256)
@@ -106,6 +125,18 @@ def storage(root: Path) -> Storage:
     fault, _, times = os.environ.get(STORAGE_FAULT, "").partition(":")
     held = HeldStorage(root)
     return FaultyStorage(held, Fault(fault), int(times)) if fault else held
+
+
+def _hold_checkpoints() -> None:
+    """Places `mid-checkpoint-1` and so on: its bytes are in the storage, and not yet at its name."""
+    bring = local._bring
+
+    def held_bring(source: Path, partial: Path) -> None:
+        bring(source, partial)
+        if partial.parent.name == JOURNAL:
+            gates.of_this_process().reach(f"mid-checkpoint-{checkpoint_in(partial)}")
+
+    local._bring = held_bring
 
 
 def _in_the_real_ones_place() -> None:
@@ -126,3 +157,4 @@ def _in_the_real_ones_place() -> None:
 
 
 _in_the_real_ones_place()
+_hold_checkpoints()
