@@ -64,7 +64,7 @@ def test_row_fits_the_model(family, make_tiny):
 def test_field_names_are_those_of_the_json(family):
     row = table.find(family)
     written = AutoConfig.for_model(family).to_dict().keys()
-    named = {row.count, row.hidden, *row.thresholds, *row.unread, *(name for rule in row.rules for name in rule.names)}
+    named = {row.count, row.hidden, *row.thresholds, *(name for rule in row.rules for name in rule.names)}
     assert named - written == set()
     assert row.positions is None or row.positions in written
 
@@ -73,7 +73,7 @@ def test_field_names_are_those_of_the_json(family):
 def test_every_config_field_that_speaks_of_layers_is_dealt_with(family):
     row = table.find(family)
     written = AutoConfig.for_model(family).to_dict()
-    known = {row.count, table.APPENDED, *row.unread, *(refusal.field for refusal in row.refusals)}
+    known = {row.count, table.APPENDED, *(refusal.field for refusal in row.refusals)}
     known |= {name for rule in row.all_rules for name in rule.names}
     count = written[row.count]
     lists = {name for name, value in written.items() if isinstance(value, list) and len(value) == count}
@@ -88,7 +88,7 @@ def test_every_list_that_a_config_may_hold_is_dealt_with(family):
     fields = {field.name: str(field.type) for field in dataclasses.fields(config_class)}
     lists = {name for name, kind in fields.items() if re.search(r"\b(list|tuple)\b", kind)}
     assert "eos_token_id" in lists
-    known = {name for rule in row.all_rules for name in rule.names} | {*row.unread, *NOT_OF_LAYERS}
+    known = {name for rule in row.all_rules for name in rule.names} | {*NOT_OF_LAYERS}
     assert lists - known == set()
 
 
