@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -36,6 +39,14 @@ OTHER_NAMES = {
 SPEAK_OF_NONE = {"layerdrop", "mtp_layer_types", "mtp_mlp_layer_types"}  # the last two of layers that are not loaded
 
 
+def classes_that_write_text() -> Iterator[type[PreTrainedModel]]:
+    """All that are called so, whether or not an automatic class of transformers knows them."""
+    for file in sorted(Path(transformers.__file__).parent.glob("models/*/modeling_*.py")):
+        for name in re.findall(r"^class (\w+(?:ForCausalLM|LMHeadModel))\(", file.read_text("utf-8"), re.MULTILINE):
+            if file.parent.name != "auto":
+                yield getattr(importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}"), name)
+
+
 def test_every_model_of_transformers_that_writes_text_is_supported_or_refused_by_name():
     """A new release may have new ones: add a row to ARCHITECTURES or MULTIMODAL, or the reason why not to REFUSED."""
     decided = {*table.ARCHITECTURES, *table.MULTIMODAL, *REFUSED}
@@ -43,7 +54,10 @@ def test_every_model_of_transformers_that_writes_text_is_supported_or_refused_by
     assert there - decided == set()
     seeing = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
     assert seeing - decided == set()
-    assert decided - there - seeing == set(), "transformers has it no longer"
+    called = {found.config_class.model_type for found in classes_that_write_text()}
+    parts = {AutoConfig.for_model(name).get_text_config().model_type for name in seeing}
+    assert (called | parts) - decided == set()
+    assert decided - there - seeing - called - parts == set(), "transformers has it no longer"
     assert len(decided) == len(table.ARCHITECTURES) + len(table.MULTIMODAL) + len(REFUSED)
 
 
@@ -135,9 +149,17 @@ def test_unknown_family_is_answered_with_the_known_ones():
         table.find("mixtrall")
 
 
-def test_a_family_refused_by_name_is_answered_with_the_reason():
-    with pytest.raises(UnsupportedArchitecture, match=r"'diffllama' cannot be pruned: .* computed from its index"):
-        table.find("diffllama")
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("diffllama", "computed from its index"),
+        ("qwen3_vl_text", "give the whole model"),
+        ("mllama_text_model", "skipped where there is none"),
+    ],
+)
+def test_a_family_refused_by_name_is_answered_with_the_reason(family, reason):
+    with pytest.raises(UnsupportedArchitecture, match=f"'{family}' cannot be pruned: .*{reason}"):
+        table.find(family)
 
 
 @pytest.mark.parametrize(
