@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 LAYERS = 6
 VOCABULARY = 257  # the end of text and every byte
 POSITIONS = 64
+NOISE = 0.1
 WINDOW = 8  # far shorter than the sequences in the tests
 
 # field of a config → its value, wherever a family's config has that field
@@ -141,4 +142,18 @@ def build_tiny(model_type: str, *, seed: int = 0, **overrides: Any) -> PreTraine
         for parameter in model.parameters():
             if parameter.ndim > 1:  # the usual 0.02 leaves the residual stream almost as it was
                 parameter.mul_(5)
+    make_unlike(model, seed)
     return model.eval()
+
+
+@torch.no_grad()
+def make_unlike(model: PreTrainedModel, seed: int) -> None:
+    """Add noise to norms, biases and what else is one number for each feature, expert or head.
+
+    They are the same in all layers of a new model, and one layer's in the place of another's would not be noticed. What
+    is computed anew when a model is loaded, such as rotation frequencies, is left alone.
+    """
+    random, saved = torch.Generator().manual_seed(seed), model.state_dict().keys()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.ndim == 1 and tensor.is_floating_point() and name in saved:
+            tensor.add_(torch.randn(tensor.shape, generator=random) * NOISE)
