@@ -36,8 +36,6 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group"), 1),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 16),
-    **dict.fromkeys(("index_n_heads", "index_topk"), 4),
-    "index_head_dim": 16,
     # state spaces and linear attention
     **dict.fromkeys(("state_size", "mamba_d_state", "mamba_d_head"), 8),
     **dict.fromkeys(("mamba_n_heads", "linear_num_heads"), 8),
@@ -58,7 +56,6 @@ STEPS: dict[str, Any] = {"decoder_sparse_step": 2, "mlp_only_layers": [3]}  # ex
 TINY: dict[str, dict[str, Any]] = {
     "afmoe": {"num_dense_layers": 2, "global_attn_every_n_layers": 2},
     "axk1": {**LATENT, "mlp_layer_types": DENSE_FIRST},
-    "axk2": {**LATENT, "mlp_layer_types": DENSE_FIRST},
     "bailing_hybrid": {**LATENT, "layer_group_size": 3},
     "bamba": {"attn_layer_indices": [1, 4]},
     "codegen": {"rotary_dim": 4},

@@ -27,6 +27,7 @@ from elder_core.architectures.architecture import NOT_OF_LAYERS
 from elder_core.architectures.defaults import DEFAULTS
 from elder_core.architectures.refused import REFUSED
 from elder_core.errors import UnsupportedArchitecture
+from tests.unit.elder_core.families import SMALL, TINY
 
 FAMILIES = sorted(table.ARCHITECTURES)
 SPEAKS_OF_LAYERS = re.compile(
@@ -142,6 +143,13 @@ def test_tensors_that_transformers_does_not_load_are_not_saved(family):
     appended = re.compile(r"model\\\.layers\\\.\d+")
     buffers = {"inv_freq", "attn.bias", "crossattention.bias", "attention.bias", "attention.masked_bias"}
     assert {key for key in ignored if not appended.match(key)} - buffers <= {*row.not_loaded}
+
+
+def test_tiny_models_say_nothing_of_families_and_settings_that_are_not_there():
+    families = {*table.ARCHITECTURES, *table.TEXT_PARTS}
+    assert {*TINY} - families == set()
+    configs = [AutoConfig.for_model(family) for family in families]
+    assert {*SMALL} - {name for config in configs for name in (*config.to_dict(), *config.attribute_map)} == set()
 
 
 def test_unknown_family_is_answered_with_the_known_ones():
