@@ -36,7 +36,7 @@ test-images: packages ## Install the worker image's packages as its Dockerfile d
 
 test-architectures: packages ## Remove layers from tiny models of every architecture, show what holds, write docs/architectures.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.unit.elder_core.acceptance
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not images" $(ARGS) $$(grep -l 'each(' tests/unit/elder_core/test_*.py) tests/unit/elder_core/test_multimodal.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not images" $(ARGS) $$(grep -lE '\beach(_seeing)?\(' tests/unit/elder_core/test_*.py)
 
 check: packages ## Check format, lint, types, import rules, templates, Dockerfile and compose file
 	@echo format; $(BIN)/ruff format --check --quiet --diff .

@@ -121,8 +121,12 @@ def apply_changes(config: PreTrainedConfig, changes: Changes) -> None:
     Raises:
         StrictDataclassError: the shorter config contradicts itself.
     """
+    part = config.get_text_config()
     for name, value in changes.items():
-        setattr(config.get_text_config(), name, value)
+        if value is None:
+            vars(part).pop(name, None)  # config.json has it no longer, nor a default that says something else
+        else:
+            setattr(part, name, value)
     config.validate()
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from elder_core.architectures.defaults import DEFAULTS
-from elder_core.architectures.rules import PerLayer, Rule, Settings, Threshold
+from elder_core.architectures.rules import Every, PerLayer, Rule, Settings, Threshold
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,20 @@ KINDS = {
     "qwen_sparse_attention": "indexed_attention",
 }
 
+# Settings that mean the same in every family whose files have them, whether or not transformers knows them there. It
+# goes by the lists beside them; other programs (vLLM, MLX and others) often by these alone.
+COMMON_RULES: tuple[Rule, ...] = (
+    Threshold("first_k_dense_replace"),
+    Threshold("max_window_layers"),
+    Every("sliding_window_pattern", "layer_types", "full_attention"),
+    Every("_sliding_window_pattern", "layer_types", "full_attention"),
+    Every("full_attention_interval", "layer_types", "full_attention"),
+    Every("global_attn_every_n_layers", "layer_types", "full_attention"),
+    Every("layer_group_size", "layer_types", "full_attention"),
+    Every("no_rope_layer_interval", "no_rope_layers", 0),
+    Every("interleave_moe_layer_step", "moe_layers"),
+)
+
 # what files call the decoder layers of such a model
 TEXT_STACKS = r"(?:model\.)?language_model\.model\.layers|model\.(?:language_model\.|text_model\.)?layers"
 
@@ -56,8 +70,7 @@ class Architecture:
     its `ModuleList` of decoder layers. The other fields name config fields as `config.json` writes them:
     `count` the number of layers, `hidden` the width, `positions` the longest sequence (None: no limit).
     `per_layer` are lists with one entry for each layer. `thresholds` are layer indices from which on layers differ.
-    `rules` are the other settings that say by index what a layer is. `unread` are settings that speak of layers and
-    need no change: they fill in one of the lists above where it is missing, and a saved config has it.
+    `rules` are the other settings that say by index what a layer is; those of COMMON_RULES need not be named.
     `first_authors` are rules of settings that transformers does not write but keeps where a file has them, as those of
     the family's first authors do; their own code, and other programs, read them.
     `writers` are the attribute paths, within a decoder layer, of the two matrices whose outputs, scaled by nothing, are
@@ -87,7 +100,6 @@ class Architecture:
     plain_stream: tuple[tuple[str, object], ...] = ()
     thresholds: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
-    unread: tuple[str, ...] = ()
     first_authors: tuple[Rule, ...] = ()
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
     not_loaded: tuple[str, ...] = ()
@@ -109,11 +121,13 @@ class Architecture:
     def all_rules(self) -> tuple[Rule, ...]:
         """The rules of all settings that speak of single layers."""
         lists, thresholds = map(PerLayer, self.per_layer), map(Threshold, self.thresholds)
-        return (*lists, *thresholds, *self.rules, *self.first_authors)
+        own: tuple[Rule, ...] = (*lists, *thresholds, *self.rules, *self.first_authors)
+        names = {name for rule in own for name in rule.names}
+        return (*own, *(rule for rule in COMMON_RULES if names.isdisjoint(rule.names)))
 
     def unknown_list(self, settings: Settings) -> str | None:
         """The name of a setting that has as many entries as there are layers, and no rule to say what they are."""
-        known = {name for rule in self.all_rules for name in rule.names} | {*self.unread, *NOT_OF_LAYERS}
+        known = {name for rule in self.all_rules for name in rule.names} | {*NOT_OF_LAYERS}
         count = settings.get(self.count)
         lists = (name for name, value in settings.items() if isinstance(value, list | tuple) and len(value) == count)
         return next((name for name in lists if name not in known), None)

@@ -13,9 +13,14 @@ SEVERAL = "it is several language models in one, of which one thinks and another
 OWN_TEXT = "its text part is of a family of its own, and no row of the table says which of its settings speak of layers"
 RENAMED = "transformers saves its layers by names that its published files do not have and others cannot read"
 TIMM = "it sees by a network of the package timm, which is not installed where models are pruned"
-CHOSEN = "generating with the cache has not been shown to equal generating without, where tokens are chosen"
+CHOSEN = "its layers choose the earlier tokens that they read, as DeepSeek-V3.2 does, and no test of ours covers that"
+CHANGED = (
+    "its layers choose the earlier tokens that they read, and the whole model already writes otherwise with a cache"
+)
 CONVOLVED = "each of its layers keeps several states of convolutions in the cache, which no test of ours reads"
 PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
+PART = "it is the text part of a model that sees or hears, and transformers loads none by itself; give the whole model"
+SKIPPED = "its layers that look at images are skipped where there is none, so that text cannot tell what they are worth"
 SHARING = "its layers use the keys and values, or the choice of tokens, of an earlier layer, found by its number"
 
 # model_type → why no layer can be removed; a class of transformers is in this table or in the other
@@ -35,6 +40,7 @@ REFUSED: dict[str, str] = {
             "roberta-prelayernorm",
             "roc_bert",
             "roformer",
+            "flaubert",
             "xlm",
             "xlm-roberta",
             "xlm-roberta-xl",
@@ -59,9 +65,11 @@ REFUSED: dict[str, str] = {
             "trocr",
             "florence2",
             "t5gemma2",
+            "t5gemma2_decoder",
             "udop",
             "vision-encoder-decoder",
             "pix2struct",
+            "pix2struct_text_model",
             "whisper",
         ],
         HALF,
@@ -86,7 +94,11 @@ REFUSED: dict[str, str] = {
             "kosmos-2.5",
             "pp_formulanet",
             "chameleon",
+            "clvp_decoder",
             "cohere_compass_text",
+            "csm_depth_decoder_model",
+            "musicgen_decoder",
+            "musicgen_melody_decoder",
         ],
         SENSES,
     ),
@@ -109,6 +121,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         [
             "blip",
+            "blip_text_model",
             "idefics",
         ],
         ACROSS,
@@ -133,7 +146,6 @@ REFUSED: dict[str, str] = {
             "deepseek_ocr2",
             "inkling2",
             "inkling_mm_model",
-            "mistral4",
             "molmo2",
             "muse_glimmer",
             "muse_spark",
@@ -158,7 +170,8 @@ REFUSED: dict[str, str] = {
         DEEP,
     ),
     **dict.fromkeys(
-        ["dots3_note", "dots3_note_text", "step3p7"], "its layers differ by settings that are kept by layer index"
+        ["dots3_note", "dots3_note_text", "step3p5", "step3p7"],
+        "its layers differ by settings that are kept by layer index",
     ),
     **dict.fromkeys(
         [
@@ -177,8 +190,6 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(
         [
-            "axk2",
-            "deepseek_v32",
             "glm5_next",
             "minimax_m3_vl",
             "minimax_m3_vl_text",
@@ -188,8 +199,43 @@ REFUSED: dict[str, str] = {
         ],
         CHOSEN,
     ),
+    **dict.fromkeys(["axk2", "deepseek_v32"], CHANGED),
     **dict.fromkeys(["inkling2_text", "inkling_text"], CONVOLVED),
-    "mllama": "the layers that look at images are found among the others by their number",
+    **dict.fromkeys(
+        [
+            "cosmos3_edge_text",
+            "deepseek_ocr2_text",
+            "diffusion_gemma_text",
+            "emu3_text_model",
+            "ernie4_5_vl_moe_text",
+            "glm4v_moe_text",
+            "glm4v_text",
+            "glm5_next_text",
+            "glm_ocr_text",
+            "granite4_vision_text",
+            "granite_docling_text",
+            "hunyuan_vl_text",
+            "kosmos_2_5_text_model",
+            "kosmos_2_text_model",
+            "mistral_large4_text",
+            "molmo2_text",
+            "muse_glimmer_text",
+            "muse_spark_text",
+            "paddleocr_vl_text",
+            "pp_formulanet_text",
+            "qwen2_5_omni_text",
+            "qwen2_5_vl_text",
+            "qwen2_vl_text",
+            "qwen3_omni_moe_text",
+            "qwen3_vl_moe_text",
+            "qwen3_vl_text",
+            "unlimited_ocr_text",
+            "voxtral_realtime_text",
+        ],
+        PART,
+    ),
+    **dict.fromkeys(["mllama", "mllama_text_model"], SKIPPED),
+    "mistral4": "transformers does not know it among the language models, only among those that see as well",
     "cpmant": "it puts tokens of its own before every text, so that its layers give more than the text's tokens",
     "beam": "each of its layers reads what chosen earlier layers added, found by their number",
     "blt": "it has three stacks of layers, for bytes and for patches of bytes",
@@ -201,7 +247,7 @@ REFUSED: dict[str, str] = {
     "longcat_flash": "each of its layers holds two attentions with places of their own in the cache",
     "minimax": "the decay of its linear attention is computed from the layer's index and the number of layers",
     "modernbert-decoder": "its first layer alone has no norm before attention, so that no other can become the first",
-    "nemotron_h": "its layers are attention, experts or state space alone, kept as a pattern instead of a count",
+    "nemotron_h": "its number of layers is no setting but the length of a list, which no row of the table can say yet",
     "openai-gpt": "it keeps nothing between tokens, so that its generation cannot be measured as others' is",
     "rwkv": "its first layer alone has a norm before it, so that no other can become the first",
     "shieldgemma2": "it is a classifier of images, and what would be saved of it would be a model that writes instead",

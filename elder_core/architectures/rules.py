@@ -15,6 +15,7 @@ from typing import Protocol
 
 Settings = Mapping[str, object]
 Changes = dict[str, object]
+"""Settings to their new values; None: the setting is taken out."""
 Fits = Callable[[int, int], bool]
 """Whether the layer of the first index may have the second, in one of the ways in which a rule can be said."""
 
@@ -126,7 +127,9 @@ class Cycle(OneSetting):
     """A list that is repeated until every layer has an entry."""
 
     def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
-        entries = settings[self.name]
+        entries = settings.get(self.name)
+        if entries is None:
+            return {}
         assert isinstance(entries, list | tuple)
         return {self.name: [entries[old % len(entries)] for old in kept]}
 
@@ -240,6 +243,46 @@ class Interval:
         assert isinstance(interval, int)
         last = count - 1 if end == -1 else end
         return [layer for layer in range(count) if start <= layer <= last and (layer + 1) % interval == 0]
+
+
+@dataclass(frozen=True)
+class Every(OneSetting):
+    """A number n: the layers n, 2n and so on, counted from 1, have the entry `what` in the list `of`, and no others.
+
+    The list alone counts in transformers, which reads the number where there is no list; other programs may know
+    nothing else. So the number says what the list says, or is taken out where none does. A word of L and G, repeated,
+    may stand for it, with G for `what`. Where `what` is None, `of` holds the indices of those layers. `among`, a list
+    and an entry, are the only layers that count where it is given.
+    """
+
+    of: str
+    what: object = None
+    among: tuple[str, str] | None = None
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        said, listed = settings.get(self.name), settings.get(self.of)
+        if not (said and isinstance(said, int | str) and isinstance(listed, list | tuple)):
+            return {}
+        wanted = [
+            old in listed if self.what is None else listed[old] == self.what
+            for old in kept
+            if self._counts(settings, old)
+        ]
+        if isinstance(said, str):
+            same = all((said[new % len(said)] == "G") == one for new, one in enumerate(wanted))
+            return {self.name: said if same else "".join("LG"[one] for one in wanted)}
+        says = (
+            number
+            for number in (said, *range(1, len(wanted) + 2))
+            if all(((new + 1) % number == 0) == one for new, one in enumerate(wanted))
+        )
+        return {self.name: next(says, None)}
+
+    def _counts(self, settings: Settings, layer: int) -> bool:
+        if self.among is None:
+            return True
+        entries = settings.get(self.among[0])
+        return not isinstance(entries, list | tuple) or entries[layer] == self.among[1]
 
 
 @dataclass(frozen=True)

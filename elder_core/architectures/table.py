@@ -17,6 +17,7 @@ from elder_core.architectures.rules import (
     AtLeastOne,
     Changes,
     Cycle,
+    Every,
     Indices,
     Inexpressible,
     Interval,
@@ -26,7 +27,6 @@ from elder_core.architectures.rules import (
     Runs,
     Settings,
     Step,
-    Threshold,
     Within,
 )
 from elder_core.errors import UnsupportedArchitecture
@@ -39,6 +39,8 @@ APPENDED = "num_nextn_predict_layers"
 PREDICTORS = (APPENDED, "mtp_num_hidden_layers")
 
 GPT = (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"), ("max_position_embeddings", "n_positions"))
+
+MLPS = "mlp_layer_types"
 
 CACHE = "generating with a cache needs one layer with attention at least"
 
@@ -89,7 +91,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             "AfmoeForCausalLM",
             "model.layers",
             thresholds=("num_dense_layers",),
-            unread=("global_attn_every_n_layers",),
             writers=(),
         ),
         Architecture("apertus", "ApertusForCausalLM", "model.layers"),
@@ -112,7 +113,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             per_layer=("layer_types", "mlp_layer_types"),
             thresholds=("first_k_dense_replace",),
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
-            unread=("layer_group_size",),
             writers=(),
             float32=("e_score_correction_bias", "conv1d", "dt_bias", "A_log"),
             float32_in_files=("expert_bias", "[kqv]_conv1d"),
@@ -164,7 +164,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Cohere2MoeForCausalLM",
             "model.layers",
             per_layer=("layer_types", "mlp_layer_types"),
-            unread=("prefix_dense_sliding_window_pattern", "sliding_window_pattern"),
+            rules=(
+                Every("prefix_dense_sliding_window_pattern", "layer_types", "full_attention", (MLPS, "dense")),
+                Every("sliding_window_pattern", "layer_types", "full_attention", (MLPS, "sparse")),
+            ),
             writers=(),
             tied=True,
         ),
@@ -225,14 +228,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             tied=True,
             not_loaded=("mtp",),
         ),
-        Architecture("exaone4", "Exaone4ForCausalLM", "model.layers", unread=("sliding_window_pattern",), writers=()),
+        Architecture("exaone4", "Exaone4ForCausalLM", "model.layers", writers=()),
         Architecture(
             "exaone_moe",
             "ExaoneMoeForCausalLM",
             "model.layers",
             per_layer=("layer_types", "mlp_layer_types"),
             thresholds=("first_k_dense_replace",),
-            unread=("sliding_window_pattern",),
             writers=(),
             float32=("e_score_correction_bias",),
             not_loaded=("mtp.*",),
@@ -267,7 +269,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             "gemma3_text",
             "Gemma3ForCausalLM",
             "model.layers",
-            unread=("_sliding_window_pattern",),
             writers=(),
             tied=True,
         ),
@@ -391,7 +392,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             rules=(AtLeastOne("layer_types", "full_attention", CACHE),),
             first_authors=(
                 Within("linear_attn_config", (Indices("full_attn_layers", first=1), Indices("kda_layers", first=1))),
-                Threshold("first_k_dense_replace"),
             ),
             writers=(),
             aliases=(("max_position_embeddings", "model_max_length"),),
@@ -442,7 +442,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             per_layer=("layer_types", "no_rope_layers"),
             rules=(Indices("moe_layers"),),
-            unread=("interleave_moe_layer_step", "no_rope_layer_interval"),
             writers=(),
         ),
         Architecture("mamba", "MambaForCausalLM", "backbone.layers", positions=None, writers=(), tied=True),
@@ -561,6 +560,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             positions=None,
             per_layer=(),
             rules=(AtLeastOne("block_types", "attention", CACHE), Cycle("block_types")),
+            first_authors=(Cycle("_block_types"),),
             writers=(),
             tied=True,
         ),
@@ -570,7 +570,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             "SmolLM3ForCausalLM",
             "model.layers",
             per_layer=("layer_types", "no_rope_layers"),
-            unread=("no_rope_layer_interval",),
             tied=True,
         ),
         Architecture(

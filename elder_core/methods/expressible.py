@@ -28,10 +28,18 @@ def chooser(method: Method, context: Context, counts: Sequence[int]) -> Chooser:
 def check(model: PreTrainedModel, selection: Selection, monitor: Monitor) -> None:
     """Refuse layers that cannot be removed together, before any training; warn where others were taken instead.
 
+    Warn as well where the shorter model's config lacks a setting that other programs than transformers may read.
+
     Raises:
         UnsupportedArchitecture, LayersOutOfRange, DuplicateLayers, NoLayerLeft: see surgery.remove_layers.
     """
-    surgery.removal_changes(model, selection.removed)
+    changes = surgery.removal_changes(model, selection.removed)
+    if dropped := [name for name, value in changes.items() if value is None]:
+        monitor.warn(
+            f"The new config.json does not set {' or '.join(dropped)}: no number says it of the layers that stay. Its "
+            f"lists of layers do, which transformers goes by; a program that reads the number alone cannot load the "
+            f"model as it is."
+        )
     if selection.chosen is not None:
         stay = sorted(set(selection.chosen) - set(selection.removed))
         go = sorted(set(selection.removed) - set(selection.chosen))

@@ -15,6 +15,7 @@ from elder_core.architectures import table
 from elder_core.architectures.rules import (
     AtLeastOne,
     Cycle,
+    Every,
     Indices,
     Interval,
     OverRootOfDepth,
@@ -118,5 +119,6 @@ DRAWN: dict[type[Rule], Callable[..., Settings]] = {
     Step: _step,
     Period: _period,
     Interval: _interval,
+    Every: lambda *_: {},  # the list beside it is drawn, and goes before it
     OverRootOfDepth: lambda draw, rule, *_: {rule.name: draw(st.floats(0.5, 2))},
 }

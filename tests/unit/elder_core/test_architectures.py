@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -24,6 +27,7 @@ from elder_core.architectures.architecture import NOT_OF_LAYERS
 from elder_core.architectures.defaults import DEFAULTS
 from elder_core.architectures.refused import REFUSED
 from elder_core.errors import UnsupportedArchitecture
+from tests.unit.elder_core.families import SMALL, TINY
 
 FAMILIES = sorted(table.ARCHITECTURES)
 SPEAKS_OF_LAYERS = re.compile(
@@ -36,6 +40,14 @@ OTHER_NAMES = {
 SPEAK_OF_NONE = {"layerdrop", "mtp_layer_types", "mtp_mlp_layer_types"}  # the last two of layers that are not loaded
 
 
+def classes_that_write_text() -> Iterator[type[PreTrainedModel]]:
+    """All that are called so, whether or not an automatic class of transformers knows them."""
+    for file in sorted(Path(transformers.__file__).parent.glob("models/*/modeling_*.py")):
+        for name in re.findall(r"^class (\w+(?:ForCausalLM|LMHeadModel))\(", file.read_text("utf-8"), re.MULTILINE):
+            if file.parent.name != "auto":
+                yield getattr(importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}"), name)
+
+
 def test_every_model_of_transformers_that_writes_text_is_supported_or_refused_by_name():
     """A new release may have new ones: add a row to ARCHITECTURES or MULTIMODAL, or the reason why not to REFUSED."""
     decided = {*table.ARCHITECTURES, *table.MULTIMODAL, *REFUSED}
@@ -43,7 +55,10 @@ def test_every_model_of_transformers_that_writes_text_is_supported_or_refused_by
     assert there - decided == set()
     seeing = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
     assert seeing - decided == set()
-    assert decided - there - seeing == set(), "transformers has it no longer"
+    called = {found.config_class.model_type for found in classes_that_write_text()}
+    parts = {AutoConfig.for_model(name).get_text_config().model_type for name in seeing}
+    assert (called | parts) - decided == set()
+    assert decided - there - seeing - called - parts == set(), "transformers has it no longer"
     assert len(decided) == len(table.ARCHITECTURES) + len(table.MULTIMODAL) + len(REFUSED)
 
 
@@ -64,7 +79,7 @@ def test_row_fits_the_model(family, make_tiny):
 def test_field_names_are_those_of_the_json(family):
     row = table.find(family)
     written = AutoConfig.for_model(family).to_dict().keys()
-    named = {row.count, row.hidden, *row.thresholds, *row.unread, *(name for rule in row.rules for name in rule.names)}
+    named = {row.count, row.hidden, *row.thresholds, *(name for rule in row.rules for name in rule.names)}
     assert named - written == set()
     assert row.positions is None or row.positions in written
 
@@ -73,7 +88,7 @@ def test_field_names_are_those_of_the_json(family):
 def test_every_config_field_that_speaks_of_layers_is_dealt_with(family):
     row = table.find(family)
     written = AutoConfig.for_model(family).to_dict()
-    known = {row.count, table.APPENDED, *row.unread, *(refusal.field for refusal in row.refusals)}
+    known = {row.count, table.APPENDED, *(refusal.field for refusal in row.refusals)}
     known |= {name for rule in row.all_rules for name in rule.names}
     count = written[row.count]
     lists = {name for name, value in written.items() if isinstance(value, list) and len(value) == count}
@@ -88,7 +103,7 @@ def test_every_list_that_a_config_may_hold_is_dealt_with(family):
     fields = {field.name: str(field.type) for field in dataclasses.fields(config_class)}
     lists = {name for name, kind in fields.items() if re.search(r"\b(list|tuple)\b", kind)}
     assert "eos_token_id" in lists
-    known = {name for rule in row.all_rules for name in rule.names} | {*row.unread, *NOT_OF_LAYERS}
+    known = {name for rule in row.all_rules for name in rule.names} | {*NOT_OF_LAYERS}
     assert lists - known == set()
 
 
@@ -130,14 +145,29 @@ def test_tensors_that_transformers_does_not_load_are_not_saved(family):
     assert {key for key in ignored if not appended.match(key)} - buffers <= {*row.not_loaded}
 
 
+def test_tiny_models_say_nothing_of_families_and_settings_that_are_not_there():
+    families = {*table.ARCHITECTURES, *table.TEXT_PARTS}
+    assert {*TINY} - families == set()
+    configs = [AutoConfig.for_model(family) for family in families]
+    assert {*SMALL} - {name for config in configs for name in (*config.to_dict(), *config.attribute_map)} == set()
+
+
 def test_unknown_family_is_answered_with_the_known_ones():
     with pytest.raises(UnsupportedArchitecture, match=r"'mixtrall' is not supported; .*Nearest: mixtral"):
         table.find("mixtrall")
 
 
-def test_a_family_refused_by_name_is_answered_with_the_reason():
-    with pytest.raises(UnsupportedArchitecture, match=r"'diffllama' cannot be pruned: .* computed from its index"):
-        table.find("diffllama")
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("diffllama", "computed from its index"),
+        ("qwen3_vl_text", "give the whole model"),
+        ("mllama_text_model", "skipped where there is none"),
+    ],
+)
+def test_a_family_refused_by_name_is_answered_with_the_reason(family, reason):
+    with pytest.raises(UnsupportedArchitecture, match=f"'{family}' cannot be pruned: .*{reason}"):
+        table.find(family)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from elder_core.architectures import table
@@ -20,7 +21,7 @@ from elder_core.methods.baseline import Baseline
 from elder_core.methods.blocks import best_block, block_distances, boundary_states
 from elder_core.methods.evopress import EvoPress, kl_without, mutated
 from elder_core.methods.losses import Teacher, logits_of, loss_of
-from elder_core.methods.mathematics import angular_distance, kl_divergence
+from elder_core.methods.mathematics import angular_distance, block_influence, kl_divergence
 from elder_core.methods.prune_comp import PruneComp
 from elder_core.methods.replaceme import ReplaceMe, blocks_of
 from elder_core.methods.shortened_llama import ShortenedLlama, protection
@@ -34,6 +35,7 @@ from elder_core.parameters import (
     PruneCompParameters,
     ReplaceMeParameters,
     ShortenedLlamaParameters,
+    ShortGptParameters,
     SlebParameters,
     TrainingParameters,
     UidlParameters,
@@ -105,7 +107,10 @@ def test_all_layers_but_one_can_be_removed(tiny_llama: PreTrainedModel, name: st
 @pytest.mark.parametrize("name", THAT_SCORE)
 def test_adjacent_layers_that_do_nothing_are_found(tiny_llama: PreTrainedModel, name: str) -> None:
     idle(tiny_llama, 2, 3)
-    assert method_of(name).select(context_of(tiny_llama), 2).removed == (2, 3)
+    context = context_of(tiny_llama)
+    # its own text, of which any other layer's removal makes a worse judge of it; of random text, a better one as often
+    own = tiny_llama.generate(context.windows[:, :1], max_length=16, min_length=16, do_sample=False)
+    assert method_of(name).select(dataclasses.replace(context, windows=own), 2).removed == (2, 3)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -179,6 +184,35 @@ def test_boundary_states_are_what_passes_between_layers(tiny_llama: PreTrainedMo
     with torch.no_grad():
         assert torch.equal(states[0], tiny_llama.model.embed_tokens(ids))
     assert torch.equal(boundary_states(tiny_llama, ids, lambda state: state[:, -1])[3], states[3][:, -1])
+
+
+@pytest.mark.parametrize("model_type", REPRESENTATIVE)
+def test_the_last_layer_is_judged_before_the_final_norm(make_tiny: MakeTiny, model_type: str) -> None:
+    """`hidden_states[-1]` is after it: another direction and length."""
+    model = make_tiny(model_type)
+    context, stack = context_of(model), decoder_layers(model)
+    in_layers = {id(parameter) for parameter in stack.parameters()}
+    for parameter in model.parameters():
+        if parameter.ndim == 1 and id(parameter) not in in_layers:  # such as the final norm's, ones in a new model
+            nn.init.uniform_(parameter, 0.2, 3, generator=torch.Generator().manual_seed(0))
+    seen: dict[str, Tensor] = {}
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen["x"] = args[0] if args else kwargs["hidden_states"]
+        seen["y"] = output[0] if isinstance(output, tuple) else output
+
+    with torch.no_grad():
+        after_norm = model(context.windows, output_hidden_states=True, use_cache=False).hidden_states[-1]
+    stack[-1].register_forward_hook(keep, with_kwargs=True)
+    states = boundary_states(model, context.windows)
+    assert torch.equal(states[-2], seen["x"])
+    assert torch.equal(states[-1], seen["y"])
+    in_one_pass = ShortGptParameters(scoring_batch_size=len(context.windows))
+    selection = METHODS["shortgpt"].load()(in_one_pass).select(context, 1)
+    assert selection.weights is not None
+    of_output, of_norm = (block_influence(seen["x"], y).item() for y in (seen["y"], after_norm))
+    assert selection.weights[-1] == pytest.approx(of_output, rel=1e-5)
+    assert of_norm != pytest.approx(of_output, rel=0.05)
 
 
 def test_uidl_looks_at_the_last_token_of_all_windows(tiny_llama: PreTrainedModel) -> None:

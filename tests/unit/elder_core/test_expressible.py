@@ -76,6 +76,19 @@ def test_layers_that_the_caller_names_are_not_exchanged(make_tiny: MakeTiny) -> 
         expressible.check(make_tiny(HYBRID), Selection((2,), None, "named"), Monitor())
 
 
+def test_a_number_that_other_programs_read_and_no_longer_says_it_is_taken_out_and_told(make_tiny: MakeTiny) -> None:
+    model, monitor = make_tiny("llama4_text"), Monitor()  # experts at 1, 3 and 5
+    expressible.check(model, Selection((1,), None, "named"), monitor)
+    assert [warning.partition(":")[0] for warning in monitor.warnings] == [
+        "The new config.json does not set interleave_moe_layer_step"
+    ]
+    expressible.check(model, Selection((4, 5), None, "named"), monitor)
+    assert len(monitor.warnings) == 1, "every second as before"
+    remove_layers(model, (1,))
+    assert "interleave_moe_layer_step" not in model.config.to_dict()
+    assert model.config.moe_layers == [2, 4]
+
+
 @pytest.fixture
 def spec(make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> JobSpec:
     make_tiny(HYBRID).save_pretrained(tmp_path / "hybrid")

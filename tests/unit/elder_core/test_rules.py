@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from elder_core.architectures.rules import (
     AtLeastOne,
     Cycle,
+    Every,
     Indices,
     Inexpressible,
     Interval,
@@ -47,6 +48,19 @@ KEPT = (1, 2, 4, 5)  # of 6
         (Step("a", "b"), {"b": None}, {"a": 1, "b": []}),
         (OverRootOfDepth("a"), {"a": 3.0}, {"a": pytest.approx(3 * (4 / 6) ** 0.5)}),
         (AtLeastOne("a", "x", "so"), {"a": ["x", "y"]}, {}),
+        (Cycle("a"), {}, {}),
+        (Every("a", "b", "x"), {"a": 3, "b": list("xyxyyx")}, {"a": 2}),
+        (Every("a", "b", "x"), {"a": 3, "b": list("yxyxyy")}, {"a": None}),
+        (Every("a", "b", "x"), {"a": 2, "b": list("xyyxyy")}, {"a": 5}),
+        (Every("a", "b", "x"), {"a": 7, "b": list("xyyxyy")}, {"a": 7}),
+        (Every("a", "b", "x"), {"a": 3}, {}),
+        (Every("a", "b", "x"), {"a": 0, "b": list("yyyyyx")}, {}),
+        (Every("a", "b", "x"), {"b": list("yyyyyx")}, {}),
+        (Every("a", "b"), {"a": 3, "b": [2, 5]}, {"a": 2}),
+        (Every("a", "b", "x"), {"a": "LLG", "b": list("yyxyyx")}, {"a": "LGLG"}),
+        (Every("a", "b", "x"), {"a": "LG", "b": list("yyxxyx")}, {"a": "LG"}),
+        (Every("a", "b", "x", ("c", "z")), {"a": 9, "b": list("xxyyyy"), "c": list("wwzzzz")}, {"a": 9}),
+        (Every("a", "b", "x", ("c", "w")), {"a": 3, "b": list("xyxyyx"), "c": list("wwwzzz")}, {"a": 2}),
     ],
 )
 def test_what_is_said_of_the_layers_that_stay(

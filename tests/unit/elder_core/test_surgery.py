@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,9 +16,76 @@ from elder_core.architectures import table
 from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft, UnsupportedArchitecture
-from elder_core.surgery import bypassed, decoder_layers, layer_map, remove_layers
+from elder_core.surgery import apply_changes, bypassed, config_changes, decoder_layers, layer_map, remove_layers
 from tests.unit.elder_core.acceptance import PROMPT, generated, logits
-from tests.unit.elder_core.families import each
+from tests.unit.elder_core.families import each, tiny_config
+
+KEPT = ((1, 2, 3, 4, 5), (0, 2, 3, 5), (0, 2, 4), (1, 3, 5), (0, 1, 2), (5,))
+# what a program that knows no lists of layers makes of a setting beside them: its list, of so many layers
+READ_ALONE: dict[str, tuple[str, Callable[[int, int], list[Any]]]] = {
+    "first_k_dense_replace": (
+        "mlp_layer_types",
+        lambda first, count: ["dense" if layer < first else "sparse" for layer in range(count)],
+    ),
+    **dict.fromkeys(
+        (
+            "sliding_window_pattern",
+            "_sliding_window_pattern",
+            "full_attention_interval",
+            "global_attn_every_n_layers",
+            "layer_group_size",
+        ),
+        (
+            "layer_types",
+            lambda every, count: ["other" if (layer + 1) % every else "full_attention" for layer in range(count)],
+        ),
+    ),
+    "no_rope_layer_interval": (
+        "no_rope_layers",
+        lambda every, count: [int((layer + 1) % every != 0) for layer in range(count)],
+    ),
+    "interleave_moe_layer_step": ("moe_layers", lambda every, count: list(range(every - 1, count, every))),
+}
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_no_setting_contradicts_the_list_of_layers_beside_it(family, tmp_path):
+    """Whether or not transformers knows it there: it keeps what a config has, and other programs read that alone."""
+    tiny = tiny_config(family)
+    lists = tiny.to_dict()
+    dense = (lists.get("mlp_layer_types") or []).count("dense")
+    there = {
+        name: dense if name == "first_k_dense_replace" else 2 for name, (of, _) in READ_ALONE.items() if lists.get(of)
+    }
+    for kept in KEPT:
+        config = tiny_config(family, **there)
+        try:
+            apply_changes(config, config_changes(table.find(family), config, kept))
+        except UnsupportedArchitecture:
+            continue
+        config.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())
+        for name, (of, read) in READ_ALONE.items():
+            if name not in saved or of not in saved or family == "cohere2_moe":
+                continue
+            found = (
+                saved[of]
+                if of != "layer_types"
+                else [kind if kind == "full_attention" else "other" for kind in saved[of]]
+            )
+            assert read(saved[name], len(kept)) == found, (name, kept)
+
+
+def test_cohere2_moe_counts_its_layers_without_and_with_experts_apart(make_tiny):
+    """As its config class does, from settings alone: it must come to the lists that are written."""
+    model = make_tiny("cohere2_moe", layer_types=None, mlp_layer_types=None, first_k_dense_replace=2)
+    remove_layers(model, (0, 3))
+    written = model.config.to_dict()
+    names = ("sliding_window_pattern", "prefix_dense_sliding_window_pattern")
+    read = type(model.config)(
+        num_hidden_layers=4, first_k_dense_replace=1, **{name: written[name] for name in names if name in written}
+    )
+    assert (read.layer_types, read.mlp_layer_types) == (written["layer_types"], written["mlp_layer_types"])
 
 
 @pytest.mark.parametrize("family", each(ARCHITECTURES))
