@@ -154,8 +154,16 @@ def run(sets: dict[str, Sequence[Layers]], root: Path, tokenizer: Any) -> list[R
             for name, layers in sets.items()
             for source in [_saved(named(name), root / "sources" / name.replace(" ", "-"), tokenizer)]
             for removed in layers
-            for problems in [accept(named(name), removed, source, root, fresh)]
+            for problems in [_tried(named(name), removed, source, root, fresh)]
         ]
+
+
+def _tried(family: Family, removed: Layers, source: Path, root: Path, fresh: FreshProcess) -> dict[str, str]:
+    """See `accept`: what fails wholly is told in its line, beside those of the others."""
+    try:
+        return accept(family, removed, source, root, fresh)
+    except Exception as error:
+        return dict.fromkeys(("reload", "cache", "config"), f"{type(error).__name__}: {error}")
 
 
 def _saved(family: Family, folder: Path, tokenizer: Any) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from elder_core.architectures.table import MULTIMODAL
-from tests.unit.elder_core.families import VOCABULARY, tiny_config
+from tests.unit.elder_core.families import VOCABULARY, make_unlike, tiny_config
 
 IMAGE = VOCABULARY  # the token that stands for a part of an image
 BEFORE = VOCABULARY + 1  # the token before an image
@@ -280,6 +280,7 @@ def build_multimodal(model_type: str, text_type: str | None = None) -> PreTraine
                 parameter.normal_(std=0.02)  # Gemma 3's begins with images that say nothing
             if parameter.ndim > 1:
                 parameter.mul_(5)
+    make_unlike(model, 0)
     return model.eval()
 
 
