@@ -23,7 +23,6 @@ DEFAULTS: dict[str, tuple[int, int, int | None]] = {
     "cohere2_moe": (40, 8_192, 8_192),
     "ctrl": (48, 1_280, 256),
     "cwm": (64, 6_144, 131_072),
-    "dbrx": (24, 2_048, 2_048),
     "deepseek_v2": (32, 4_096, 2_048),
     "deepseek_v3": (61, 7_168, 4_096),
     "doge": (32, 1_024, 2_048),

@@ -236,6 +236,7 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(["mllama", "mllama_text_model"], SKIPPED),
     "mistral4": "transformers does not know it among the language models, only among those that see as well",
+    "dbrx": "its experts cannot be computed in bfloat16 from a hidden state in float32, as training here does",
     "cpmant": "it puts tokens of its own before every text, so that its layers give more than the text's tokens",
     "beam": "each of its layers reads what chosen earlier layers added, found by their number",
     "blt": "it has three stacks of layers, for bytes and for patches of bytes",

@@ -184,20 +184,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture("cwm", "CwmForCausalLM", "model.layers"),
         Architecture(
-            "dbrx",
-            "DbrxForCausalLM",
-            "transformer.blocks",
-            count="n_layers",
-            hidden="d_model",
-            positions="max_seq_len",
-            writers=(),
-            aliases=(
-                ("num_hidden_layers", "n_layers"),
-                ("hidden_size", "d_model"),
-                ("max_position_embeddings", "max_seq_len"),
-            ),
-        ),
-        Architecture(
             "deepseek_v2", "DeepseekV2ForCausalLM", "model.layers", thresholds=("first_k_dense_replace",), writers=()
         ),
         Architecture(

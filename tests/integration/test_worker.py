@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -199,7 +200,12 @@ def test_serve_starts_a_killed_worker_again(tmp_path: Path, model_root: Path) ->
         server = start_api(service, "serve")
 
         def worker() -> list[psutil.Process]:
-            return [child for child in psutil.Process(server.pid).children() if "worker" in child.cmdline()]
+            found = []
+            for child in psutil.Process(server.pid).children():
+                with suppress(psutil.NoSuchProcess):  # just killed, and not gone yet
+                    if "worker" in child.cmdline():
+                        found.append(child)
+            return found
 
         first = service.wait_for(worker, bool)[0]
         first.kill()

@@ -61,10 +61,6 @@ TINY: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "cohere2_moe": {"mlp_layer_types": DENSE_FIRST},
     "ctrl": {"dff": 48},
-    "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
-        "ffn_config": {"ffn_hidden_size": 48, "moe_top_k": 2},
-    },
     "deepseek_v2": {**LATENT, "first_k_dense_replace": 2},
     "deepseek_v3": {**LATENT, "first_k_dense_replace": 2},
     "dots1": {"first_k_dense_replace": 2, "max_window_layers": 3},

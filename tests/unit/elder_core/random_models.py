@@ -28,7 +28,6 @@ from tests.unit.elder_core.families import tiny_config
 
 FEWEST_LAYERS, MOST_LAYERS = 3, 8
 WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size")
-NEVER_TIED = ("dbrx",)  # its config class refuses it
 COMPUTED = {"attention_layers"}  # from another setting, which is drawn
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -62,9 +61,9 @@ def removals(draw: Draw, family: str) -> Removal:
 
 
 def _of_the_whole(draw: Draw, tiny: Settings) -> Settings:
-    found: Settings = {} if tiny["model_type"] in NEVER_TIED else {"tie_word_embeddings": draw(st.booleans())}
+    found: Settings = {"tie_word_embeddings": draw(st.booleans())}
     found |= {name: draw(st.integers(4, 32)) for name in WINDOWS if isinstance(tiny.get(name), int)}
-    if tiny.get("num_key_value_heads") == 2 and {"num_attention_heads_per_layer", "attn_config"}.isdisjoint(tiny):
+    if tiny.get("num_key_value_heads") == 2 and "num_attention_heads_per_layer" not in tiny:
         found["num_key_value_heads"] = draw(st.sampled_from((1, 2)))  # MiMo doubles it
     return found
 
