@@ -83,17 +83,22 @@ def resolve(model: ModelRef, sources: Sources) -> Resolved:
     is_path = sources.allow_paths and Path(model.id).is_dir()  # before the hub, as transformers has it
     if is_hub_id(model.id) and not is_path:
         download = fetch(model.id, model.revision, sources.hub_cache)
-        return Resolved(download.path, download.commit, _checked(download.path))
+        return Resolved(download.path, download.commit, checked(download.path))
     if model.revision is not None:
         raise ModelNotFound(
             f"{model.id} is a local model, which has no revisions; leave revision out.", loc=("model", "revision")
         )
     path = local_model(model.id, sources)
-    info = _checked(path)  # before the weights are read for their hash
+    info = checked(path)  # before the weights are read for their hash
     return Resolved(path, content_hash(path), info)
 
 
-def _checked(path: Path) -> CheckpointInfo:
+def checked(path: Path) -> CheckpointInfo:
+    """What `load` and cutting need to know of a checkpoint folder, once config and weights are seen to agree.
+
+    Raises:
+        InvalidCheckpoint, UnsupportedArchitecture: see inspect_checkpoint and check_agreement.
+    """
     info = inspect_checkpoint(path)
     check_agreement(info)
     return info
@@ -124,12 +129,10 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
     So no weight is rounded on its way through: what is exported in the stored type is what was there.
 
     Raises:
-        InvalidCheckpoint: config, weights and tokenizer do not belong together; ConfigMismatch if that is seen by names
-            and shapes.
+        InvalidCheckpoint: config, weights and tokenizer do not belong together.
         NonFiniteWeights: a weight is NaN or infinite.
     """
     dtype = torch.float32 if device.type == "cpu" else getattr(torch, resolved.info.dtype)
-    check_agreement(resolved.info)
     with as_invalid_checkpoint("The model cannot be loaded"):
         automatic = AutoModelForImageTextToText if resolved.info.text_type else AutoModelForCausalLM
         model = automatic.from_pretrained(
@@ -297,7 +300,10 @@ def _copy_companions(source: Path, folder: Path) -> None:
 
 def _forget_foreign_code(file: Path) -> None:
     """Take the names of Python files out of a copied JSON file: they are not copied, and nothing needs them."""
-    content = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # what cannot be read names none, and stays as it is
+        return
     if isinstance(content, dict) and content.pop(FOREIGN_CODE, None) is not None:
         file.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

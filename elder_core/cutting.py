@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from elder_core import checkpoints
-from elder_core.agreement import as_invalid_checkpoint, check_agreement
+from elder_core.agreement import as_invalid_checkpoint
 from elder_core.checkpoints import GENERATION_FILE, Provenance, Resolved
 from elder_core.inspection import CONFIG_FILE
 from elder_core.sizes import Held, as_saved, held_tensors, saved_type
@@ -59,13 +59,11 @@ def cut(
         OutputExists: `model_dir` is not empty.
         LayersOutOfRange, DuplicateLayers, NoLayerLeft: `removed` does not fit the model.
         UnsupportedArchitecture: a setting of the config does not allow it.
-        ConfigMismatch: config and weights do not belong together, seen by names and shapes.
         NonFiniteWeights: a weight is NaN or infinite.
         InvalidCheckpoint: config or weights are damaged, or a weight is too large for the output's number type.
     """
     mapping = layer_map(source.info.layers, removed)
     dtype = saved_type(source.info, output)
-    check_agreement(source.info)
     with checkpoints.created(model_dir, source=source.path, provenance=provenance) as new:
         _write_configs(source, mapping, dtype, new.path)
         pieces = _pieces(source, mapping, dtype)

@@ -13,7 +13,6 @@ from elder_core.checkpoints import LoadedModel, Provenance, Resolved
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.evaluate import DenseFigures, EvaluationResult, evaluate
 from elder_core.evaluation.speed import workload
-from elder_core.inspection import inspect_checkpoint
 from elder_core.job import Job, Texts, context_of, load
 from elder_core.journal import Entry
 from elder_core.methods import expressible
@@ -114,7 +113,7 @@ def evaluate_saved(
     Raises:
         NonFiniteLoss, Cancelled: see evaluate.
     """
-    saved = Resolved(model_dir, revision="", info=inspect_checkpoint(model_dir))
+    saved = Resolved(model_dir, revision="", info=checkpoints.checked(model_dir))
     text = texts.evaluation
     with monitor.entered(Stage.EVALUATING):
         return evaluate(

@@ -78,9 +78,9 @@ def _processor(settings: Settings) -> Capacity:
 def _unlisted(settings: Settings) -> Gpu:
     """The GPU that ELDER_DEVICE asks for where nvidia-smi, which is not everywhere that torch finds one, lists none."""
     number = int(settings.device.partition(":")[2] or 0)
-    if VISIBLE not in os.environ:
+    allowed = _allowed()
+    if allowed is None:
         return Gpu(number, str(number), f"GPU {number}", None)
-    allowed = [name for name in os.environ[VISIBLE].split(",") if name]
     if number >= len(allowed):
         raise _none_free(settings, f"{VISIBLE} is {os.environ[VISIBLE]!r}")
     return Gpu(number, allowed[number], f"GPU {allowed[number]}", None)
@@ -93,10 +93,16 @@ def visible_gpus() -> list[Gpu]:
     except (OSError, subprocess.SubprocessError):
         return []
     gpus = [_gpu(line) for line in listed.splitlines() if line.strip()]
-    if VISIBLE not in os.environ:
+    allowed = _allowed()
+    if allowed is None:
         return gpus
-    allowed = [name.strip() for name in os.environ[VISIBLE].split(",")]
     return [gpu for gpu in gpus if str(gpu.index) in allowed or gpu.uuid in allowed]
+
+
+def _allowed() -> list[str] | None:
+    """The GPUs, by index or uuid, that this process was started with; None: all of them."""
+    names = os.environ.get(VISIBLE)
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _gpu(line: str) -> Gpu:

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from elder_service.backoff import backoff_seconds
 from elder_service.db.engine import SessionFactory, is_passing
 from elder_service.jobs import attempts, repository, workers
 from elder_service.jobs.attempts import Claim, LeaseLost
@@ -170,7 +171,7 @@ class Supervisor:
         would take the whole queue through all its attempts within a minute."""
         self._suspicions = self._suspicions + 1 if suspect else 0
         if self._suspicions > 1:
-            rest = min(MOST_REST_SECONDS, self._settings.claim_seconds * 2 ** min(self._suspicions - 2, 10))
+            rest = backoff_seconds(self._settings.claim_seconds, self._suspicions - 1, MOST_REST_SECONDS)
             self._resting_until = time.monotonic() + rest
             _log.error("%d attempts in a row failed here; no claim for %g s", self._suspicions, rest)
 
@@ -178,11 +179,11 @@ class Supervisor:
         """Delete it if the job has ended; where that cannot be asked now, maintenance will."""
         try:
             with self._sessions.begin() as session:
-                status = repository.status_of(session, job_id)
+                found = repository.standing(session, [job_id]).get(job_id)
         except SQLAlchemyError as error:
             _log.warning("%s: its journal stays for now: %s", job_id, error)
             return
-        if status is not None and status.ended:
+        if found is not None and found.status.ended:
             self._storage.delete_prefix(journal_prefix(job_id))
 
     def _child(self, assignment: Assignment) -> Child:

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from elder_core.checkpoints import Resolved, load
+from elder_core.checkpoints import Resolved, checked, load
 from elder_core.errors import MeasurementFailed, OutOfMemory
 from elder_core.evaluation import decoding
-from elder_core.inspection import inspect_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +99,7 @@ def _measure(task: _Task) -> int:
     meter = _cuda_peak if torch.device(task.device).type == "cuda" else _peak_resident_bytes
     before = 0 if meter is _cuda_peak else _resident_bytes()
     path = Path(task.model_dir)
-    loaded = load(Resolved(path, "", inspect_checkpoint(path)), torch.device(task.device))
+    loaded = load(Resolved(path, "", checked(path)), torch.device(task.device))
     _run(loaded.model, task)
     return meter() - before
 

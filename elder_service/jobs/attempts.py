@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from elder_core.errors import ElderError, OutOfMemory
 from elder_core.spec import JobSpec, Progress
+from elder_service.backoff import backoff_seconds
 from elder_service.db.engine import database_now, is_passing
 from elder_service.db.models import ArtifactRow, JobRow
 from elder_service.errors import UnreadableSpec, WorkerLost
@@ -32,7 +33,6 @@ from elder_service.jobs.text import storable
 from elder_service.storage.base import StoredFile
 
 MOST_DELAY_SECONDS = 3600.0
-MOST_DOUBLINGS = 12  # of the delay: more are beyond any limit, and in the end beyond what a float can hold
 UNREADABLE_DELAY_SECONDS = 30.0
 UNREADABLE_LIFE = timedelta(days=1)  # a roll-out whose new workers take longer to come has gone wrong
 
@@ -274,8 +274,7 @@ def _described(row: JobRow, error: ElderError, details: dict[str, Any]) -> dict[
 
 
 def _delay(first_seconds: float, times: int) -> timedelta:
-    """Twice as long each time, within a limit; `times` counts from 1."""
-    return timedelta(seconds=min(MOST_DELAY_SECONDS, first_seconds * 2 ** min(times - 1, MOST_DOUBLINGS)))
+    return timedelta(seconds=backoff_seconds(first_seconds, times, MOST_DELAY_SECONDS))
 
 
 def _may_help(session: Session, row: JobRow, error: ElderError) -> bool:

@@ -241,12 +241,6 @@ def artifact_keys(session: Session, job_ids: Collection[str]) -> list[str]:
     return list(session.scalars(select(ArtifactRow.storage_key).where(ArtifactRow.job_id.in_(job_ids))))
 
 
-def status_of(session: Session, job_id: str) -> Status | None:
-    """The job's state; None if there is none of that id."""
-    status = session.scalars(select(JobRow.status).where(JobRow.id == job_id)).one_or_none()
-    return None if status is None else Status(status)
-
-
 def idempotency(session: Session, owner: str, key: str, since: datetime) -> IdempotencyRow | None:
     row = session.get(IdempotencyRow, (owner, key))
     if row is not None and row.created_at < since:

@@ -50,12 +50,12 @@ def _exchanged(chosen: Layers, ranked: Sequence[int], parameters: ElderParameter
     """`chosen` with one layer exchanged for a lower score; None if none of those tried has one."""
     last_chosen = [layer for layer in ranked if layer in chosen][-parameters.search_border :]
     first_kept = [layer for layer in ranked if layer not in chosen][: parameters.search_border]
-    (current,) = scores.lowest(chosen, [chosen], 1)
+    scores.lowest(chosen, [chosen], 1)  # on all sequences, as what it is compared with
     returns = scores.lowest(chosen, [chosen - {layer} for layer in last_chosen], parameters.search_width)
     for returned in returns:
         taken = [returned | {layer} for layer in first_kept]
         (best,) = scores.lowest(returned, taken, 1)
-        if scores.known[best] < scores.known[current]:
+        if scores.known[best] < scores.known[chosen]:
             return best
     return None
 

@@ -81,6 +81,13 @@ TILED: dict[str, Any] = {
     "given": {"image_sizes": torch.tensor([[16, 16]])},
 }
 PATCHES: dict[str, Any] = {"pixels": (16, 3 * 2 * 4 * 4), "given": {"image_grid_thw": GRID}}
+
+
+def qwen(vision: dict[str, Any]) -> Sight:
+    config = {"vision_config": vision, "image_token_id": IMAGE, "vision_start_token_id": BEFORE}
+    return Sight(config, **PATCHES, marks=("mm_token_type_ids",))
+
+
 SIGHTS: dict[str, Sight] = {
     "aria": Sight({"vision_config": VISION, "image_token_index": IMAGE, "projector_patch_to_query_dict": {4: 4}}),
     "aya_vision": Sight({"vision_config": FINE, "image_token_index": IMAGE}),
@@ -214,26 +221,10 @@ SIGHTS: dict[str, Sight] = {
         given={"token_type_ids": torch.tensor([[0] * 12 + [1] * 12])},  # the prompt is read in both directions
     ),
     "pp_chart2table": Sight({"vision_config": SAM, "image_token_index": IMAGE}),
-    "qwen2_5_vl": Sight(
-        {"vision_config": QWEN, "image_token_id": IMAGE, "vision_start_token_id": BEFORE},
-        **PATCHES,
-        marks=("mm_token_type_ids",),
-    ),
-    "qwen2_vl": Sight(
-        {"vision_config": QWEN, "image_token_id": IMAGE, "vision_start_token_id": BEFORE},
-        **PATCHES,
-        marks=("mm_token_type_ids",),
-    ),
-    "qwen3_5": Sight(
-        {"vision_config": QWEN_3, "image_token_id": IMAGE, "vision_start_token_id": BEFORE},
-        **PATCHES,
-        marks=("mm_token_type_ids",),
-    ),
-    "qwen3_5_moe": Sight(
-        {"vision_config": QWEN_3, "image_token_id": IMAGE, "vision_start_token_id": BEFORE},
-        **PATCHES,
-        marks=("mm_token_type_ids",),
-    ),
+    "qwen2_5_vl": qwen(QWEN),
+    "qwen2_vl": qwen(QWEN),
+    "qwen3_5": qwen(QWEN_3),
+    "qwen3_5_moe": qwen(QWEN_3),
     "smolvlm": Sight(
         {"vision_config": VISION, "image_token_id": IMAGE, "scale_factor": 2}, pixels=(1, 1, 3, 16, 16), tokens=1
     ),

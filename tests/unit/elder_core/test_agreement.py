@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from elder_core import checkpoints
 from elder_core.agreement import check_agreement
-from elder_core.checkpoints import Resolved
 from elder_core.errors import ConfigMismatch, InvalidCheckpoint
 from elder_core.inspection import inspect_checkpoint
 from tests.unit.elder_core.conftest import MakeTiny
@@ -24,21 +23,21 @@ from tests.unit.elder_core.multimodal import build_multimodal
 from tests.unit.elder_core.test_cutting import cut, resolved, source_of
 
 Tensors = dict[str, torch.Tensor]
-Use = Callable[[Resolved, Path], object]
+Use = Callable[[Path, Path], object]
 
 USES: list[Use] = [
-    lambda source, _: checkpoints.load(source, torch.device("cpu")),
-    cut,
+    lambda source, _: checkpoints.load(resolved(source), torch.device("cpu")),
+    lambda source, out: cut(resolved(source), out),
 ]
 
 
-def damaged(folder: Path, change: Callable[[Tensors], object], **settings: Any) -> Resolved:
+def damaged(folder: Path, change: Callable[[Tensors], object], **settings: Any) -> Path:
     held = load_file(folder / "model.safetensors")
     change(held)
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | settings))
-    return Resolved(folder, "", inspect_checkpoint(folder))
+    return folder
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ def test_sizes_that_no_tensor_can_have(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("elder_core.inspection._check_shapes", lambda *_: None)
     source = damaged(folder, lambda held: None, head_dim=2**32, num_attention_heads=2**32)
     with pytest.raises(InvalidCheckpoint, match="cannot be loaded"):
-        check_agreement(source.info)
+        check_agreement(inspect_checkpoint(source))
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])

@@ -295,7 +295,7 @@ def test_what_is_compared_with_the_files_takes_no_memory(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loaded)
     monkeypatch.setattr(PreTrainedModel, "_move_missing_keys_from_meta_to_device", compared)
-    cut(source, tmp_path / "cut")
+    cut(resolved(source.path), tmp_path / "cut")
     assert places == [{"meta"}]
 
 
@@ -373,4 +373,4 @@ def test_a_config_that_transformers_refuses(source: Resolved, tmp_path: Path) ->
     path = source.path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": 5}))
     with pytest.raises(InvalidCheckpoint, match=r"The model cannot be loaded: .*validate_architecture"):
-        cut(source, tmp_path / "cut")
+        cut(resolved(source.path), tmp_path / "cut")
