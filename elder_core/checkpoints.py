@@ -53,6 +53,7 @@ __all__ = [
 GENERATION_FILE = "generation_config.json"
 FOREIGN_CODE = "auto_map"  # the classes, in Python files beside a config, by which remote code reads it
 LICENCE_PATTERNS = ("LICENSE*", "NOTICE*")
+NAMED_TEMPLATES = "additional_chat_templates/*.jinja"  # the one folder that transformers saves in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ def checked(path: Path) -> CheckpointInfo:
 
 def content_hash(path: Path) -> str:
     """`sha256:…` over config, weights and tokenizer of a checkpoint folder; other files do not count."""
-    matched = [file for file in path.iterdir() if file.is_file() and _matches(file.name, TOKENIZER_PATTERNS)]
-    files = {*matched, *weight_files(path), path / CONFIG_FILE, path / INDEX_FILE, path / GENERATION_FILE}
+    matched = [file for file in path.iterdir() if _matches(file.name, TOKENIZER_PATTERNS)]
+    named = {path / CONFIG_FILE, path / INDEX_FILE, path / GENERATION_FILE}
+    files = {*matched, *path.glob(NAMED_TEMPLATES), *weight_files(path), *named}
     digest = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
-        digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -209,8 +211,8 @@ class NewFolder:
 def created(model_dir: Path, *, source: Path, provenance: Provenance) -> Iterator[NewFolder]:
     """A folder to write config and weights to, which becomes the checkpoint `model_dir`, whole or not at all.
 
-    When the context is left it gets the tokenizer, generation config and licence files of the folder `source` as they
-    are, a model card and `elder.json`; it is `model_dir` once the disk holds all of it.
+    When the context is left it gets the tokenizer with its chat templates, generation config and licence files of the
+    folder `source` as they are, a model card and `elder.json`; it is `model_dir` once the disk holds all of it.
 
     Raises:
         OutputExists: `model_dir` is not empty.
@@ -296,6 +298,10 @@ def _copy_companions(source: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
             if _matches(file.name, ("tokenizer_config.json", *PROCESSOR_PATTERNS)):
                 _forget_foreign_code(folder / file.name)
+    for file in sorted(source.glob(NAMED_TEMPLATES)):
+        copy_to = folder / file.relative_to(source)
+        copy_to.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy_to)
 
 
 def _forget_foreign_code(file: Path) -> None:
@@ -319,11 +325,9 @@ def _appearing_whole(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield folder
-        for file in folder.iterdir():
-            file.chmod(0o644)
-            sync(file)
-        folder.chmod(0o755)
-        sync(folder)
+        for path in (*folder.rglob("*"), folder):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+            sync(path)
         try:
             folder.rename(target)  # replaces an empty folder, refuses any other
         except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import ValidationError
@@ -32,7 +32,7 @@ class Seeds(Strict):
 class Manifest(Strict):
     """Contents of `elder.json`, version 1. `layer_map` is index before → index after, for the layers that stayed.
 
-    `files` are all files of the checkpoint but this one. No times and no host names: the same job gives the same bytes.
+    `files` are all files of the checkpoint but this one, by their paths in it. No times and no host names: the same job gives the same bytes.
     """
 
     schema_version: Literal[1] = 1
@@ -85,8 +85,9 @@ def write_manifest(folder: Path, provenance: Provenance, known: Mapping[str, str
         seeds=Seeds(run=provenance.spec.seed, calibration=provenance.spec.calibration.seed),
         versions=dict(sorted(provenance.versions.items())),
         files={
-            file.name: FileRecord(bytes=file.stat().st_size, sha256=known.get(file.name) or file_sha256(file))
-            for file in sorted(folder.iterdir())
+            name: FileRecord(bytes=file.stat().st_size, sha256=known.get(name) or file_sha256(file))
+            for file in sorted(file for file in folder.rglob("*") if file.is_file())
+            for name in [file.relative_to(folder).as_posix()]
         },
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -114,7 +115,7 @@ def verify(folder: Path) -> None:
     """
     for name, record in read_manifest(folder).files.items():
         file = folder / name
-        if Path(name).name != name:
+        if not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise InvalidCheckpoint(f"{MANIFEST_FILE} names {name!r}, which is not in its folder.")
         if not file.is_file():
             raise InvalidCheckpoint(f"{name} is missing; {MANIFEST_FILE} names it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -276,6 +277,35 @@ class TestSave:
     def test_companions_are_copied_as_they_are(self, saved, tiny_checkpoint, name):
         assert (saved / name).read_bytes() == (tiny_checkpoint / name).read_bytes()
 
+    @pytest.mark.parametrize("way", ["save", "cut"])
+    def test_named_chat_templates_in_their_folder_are_copied(self, checkpoint, tiny_tokenizer, tmp_path, way):
+        before = checkpoints.content_hash(checkpoint)
+        named = {"default": "{{ messages[0].content }}", "rag": "{{ documents }}\r\n", "tool_use": "{{ tools }}é"}
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        tokenizer.chat_template = named
+        tokenizer.save_pretrained(checkpoint)
+        assert checkpoints.content_hash(checkpoint) != before
+        source = resolved(checkpoint)
+        if way == "save":
+            loaded = checkpoints.load(source, torch.device("cpu"))
+            remove_layers(loaded.model, (1, 4))
+            save(loaded.model, tmp_path / "out", checkpoint)
+        else:
+            cut(source, tmp_path / "out")
+        names = [f"additional_chat_templates/{name}.jinja" for name in ("rag", "tool_use")]
+        for name in names:
+            assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
+        assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == AutoTokenizer.from_pretrained(
+            checkpoint
+        ).chat_template
+        assert {*names, "chat_template.jinja"} <= read_manifest(tmp_path / "out").files.keys()
+        checkpoints.verify(tmp_path / "out")
+        folder = (tmp_path / "out" / names[0]).parent
+        assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o755, 0o644, 0o644]
+        (folder / "rag.jinja").write_text("another")
+        with pytest.raises(InvalidCheckpoint, match=names[0]):
+            checkpoints.verify(tmp_path / "out")
+
     def test_an_odd_generation_config_is_kept(self, loaded, checkpoint, tmp_path):
         content = json.dumps({"do_sample": False, "temperature": 0.5, "eos_token_id": [0, 7]})
         (checkpoint / "generation_config.json").write_text(content)
@@ -373,9 +403,10 @@ class TestManifest:
         with pytest.raises(InvalidCheckpoint, match=r"elder\.json cannot be read"):
             checkpoints.verify(saved)
 
-    def test_verify_stays_in_the_folder(self, saved):
+    @pytest.mark.parametrize("name", ["../outside", "in/../../outside", "/outside", ""])
+    def test_verify_stays_in_the_folder(self, saved, name):
         manifest = json.loads((saved / "elder.json").read_text())
-        manifest["files"]["../outside"] = {"bytes": 0, "sha256": ""}
+        manifest["files"][name] = {"bytes": 0, "sha256": ""}
         (saved / "elder.json").write_text(json.dumps(manifest))
         with pytest.raises(InvalidCheckpoint, match="not in its folder"):
             checkpoints.verify(saved)
