@@ -85,8 +85,4 @@ def out_of_memory_named() -> Iterator[None]:
 
 def _out_of_memory(error: BaseException) -> OutOfMemory:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return OutOfMemory(
-        "The device has too little memory for this job. Lower method.batch_size and, where the method has them, "
-        "method.gate_batch_size, method.search_samples, method.search_batch_size and method.scoring_batch_size, then "
-        f"calibration.sequence_length, or choose a device with more memory. ({reason})"
-    )
+    return OutOfMemory(f"The device has too little memory for this job. {OutOfMemory.REMEDY} ({reason})")

@@ -276,9 +276,14 @@ class NonFiniteLoss(ElderError):
 
 
 class OutOfMemory(ElderError):
-    """The device has too little memory for this job."""
+    """The device, or the machine, has too little memory for this job."""
 
     code = "out_of_memory"
+    REMEDY = (
+        "Lower method.batch_size and, where the method has them, method.gate_batch_size, method.search_samples, "
+        "method.search_batch_size and method.scoring_batch_size, then calibration.sequence_length, or choose a device "
+        "with more memory."
+    )
 
 
 class MeasurementFailed(ElderError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from elder_core.errors import ElderError
+from elder_core.errors import ElderError, OutOfMemory
 from elder_core.inspection import Sources
 from elder_core.spec import JobSpec, Progress
 from elder_service.errors import RunnerDied
@@ -27,6 +28,7 @@ DISCARD = signal.SIGUSR1
 
 STOP_POLL_SECONDS = 0.1
 DEATH_SECONDS = 2.0  # for a process that closed its pipe to end
+VMSTAT = Path("/proc/vmstat")  # Linux's counters, of the whole machine also where a container reads them
 LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 8192
 
@@ -70,6 +72,7 @@ class Child:
     def __init__(self, context: ForkServerContext, assignment: Assignment) -> None:
         scratch.make(assignment.scratch)
         self._log_path = assignment.log_path
+        self._kernel_kills = kernel_kills()
         self.connection, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=child_main, args=(assignment, theirs), name=assignment.job_id)
         self._process.start()
@@ -133,8 +136,11 @@ class Child:
                 send(self._process.pid, number)
                 return
 
-    def death(self) -> tuple[RunnerDied, dict[str, object]]:
-        """Why the process ended without a word: the error and its details. One that goes on in silence is killed."""
+    def death(self) -> tuple[RunnerDied | OutOfMemory, dict[str, object]]:
+        """Why the process ended without a word: the error and its details. One that goes on in silence is killed.
+
+        It was out of memory if SIGKILL ended it and the kernel killed something for want of memory meanwhile.
+        """
         self._process.join(DEATH_SECONDS)
         silent = self._process.exitcode is None
         if silent:
@@ -147,8 +153,20 @@ class Child:
         if code >= 0:
             return RunnerDied(f"The job's process ended with exit code {code}."), {**details, "exit_code": code}
         name = signal.Signals(-code).name
-        hint = " (often the kernel, for want of memory)" if -code == signal.SIGKILL else ""
-        return RunnerDied(f"The job's process was ended by {name}{hint}."), {**details, "signal": name}
+        details["signal"] = name
+        if -code == signal.SIGKILL and kernel_kills() > self._kernel_kills:
+            return OutOfMemory(f"The kernel ended the job's process for want of memory. {OutOfMemory.REMEDY}"), details
+        return RunnerDied(f"The job's process was ended by {name}."), details
+
+
+def kernel_kills() -> int:
+    """How many processes the kernel has killed for want of memory since it started; 0 where it does not tell."""
+    try:
+        counters = VMSTAT.read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    found = re.search(r"^oom_kill (\d+)$", counters, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def log_tail(path: Path) -> list[str]:

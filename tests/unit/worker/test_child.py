@@ -93,6 +93,31 @@ def test_a_process_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatc
     assert len(rounds) > 1, "nobody renews the lease while the process is waited for"
 
 
+@pytest.mark.parametrize(("later", "code"), [(3, "runner_died"), (4, "out_of_memory")])
+def test_a_process_that_the_kernel_killed_was_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch, assignment: Assignment, tmp_path: Path, later: int, code: str
+) -> None:
+    counters = tmp_path / "vmstat"
+    monkeypatch.setattr(module, "VMSTAT", counters)
+    counters.write_text("pgfault 12\noom_kill 3\nzone_reclaim_success 0\n")
+    child = started(monkeypatch, assignment)
+    counters.write_text(f"pgfault 90\noom_kill {later}\nzone_reclaim_success 0\n")
+    child.end()
+    error, details = child.death()
+    assert (error.code, details["signal"]) == (code, "SIGKILL")
+    child.kill()
+
+
+def test_where_the_kernel_does_not_tell_nobody_was_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "VMSTAT", tmp_path / "there is none")
+    assert module.kernel_kills() == 0
+    monkeypatch.setattr(module, "VMSTAT", tmp_path / "old")
+    (tmp_path / "old").write_text("pgfault 12\n")
+    assert module.kernel_kills() == 0
+
+
 def test_a_full_pipe_does_not_hold_a_process_that_stops(
     monkeypatch: pytest.MonkeyPatch, assignment: Assignment
 ) -> None:
