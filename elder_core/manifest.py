@@ -32,7 +32,8 @@ class Seeds(Strict):
 class Manifest(Strict):
     """Contents of `elder.json`, version 1. `layer_map` is index before → index after, for the layers that stayed.
 
-    `files` are all files of the checkpoint but this one, by their paths in it. No times and no host names: the same job gives the same bytes.
+    `files` are all files of the checkpoint but this one, by their paths in it. No times and no host names: the same job
+    gives the same bytes.
     """
 
     schema_version: Literal[1] = 1

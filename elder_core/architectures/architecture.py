@@ -30,7 +30,7 @@ NOT_OF_LAYERS = (
     *("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
     *("time_step_limit", "ssm_multipliers", "mlp_multipliers"),
     *("image_size", "patch_size", "temporal_patch_size", "vision_feature_layer"),
-    *("mtp_layer_types", "mtp_mlp_layer_types"),  # of layers that are not loaded
+    *("mtp_layer_types", "mtp_mlp_layer_types", "mtp_layers_block_type"),  # of layers that are not loaded
 )
 
 # The kinds of layers that old files call otherwise: transformers renames them as it loads a config's layer_types.
@@ -63,6 +63,15 @@ RECOMPUTED = r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"
 
 
 @dataclass(frozen=True)
+class Spelled:
+    """A word, `name`, that old files have instead of the list `of`: a letter for each layer, and what it stands for."""
+
+    name: str
+    of: str
+    letters: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family.
 
@@ -85,6 +94,9 @@ class Architecture:
     `refusals` are settings under which removing a layer would change the layers that stay. `not_loaded` are patterns of
     tensors that files hold and transformers does not load: what old versions computed with, and what predicts several
     tokens at once. `aliases` are other names that a config.json may have for the settings above, each with the setting.
+    `listed` is the list whose length is the number of layers, where the config has no number of them; `spelled` the
+    word that stands for it in old files. `stacks` is a pattern of what files call the stack, where that is not its
+    path in the model; names are saved as they are there.
     `text_type` is the family of the text part, where that is only a part of the model: all settings are those of the
     config's `text_config`, and tensors are saved by the names that they have in the source's files.
     """
@@ -104,6 +116,9 @@ class Architecture:
     refusals: tuple[Refusal, ...] = COMMON_REFUSALS
     not_loaded: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    listed: str | None = None
+    spelled: Spelled | None = None
+    stacks: str | None = None
     text_type: str | None = None
     returns: int | None = None
     head: str = "lm_head.weight"
@@ -128,9 +143,14 @@ class Architecture:
     def unknown_list(self, settings: Settings) -> str | None:
         """The name of a setting that has as many entries as there are layers, and no rule to say what they are."""
         known = {name for rule in self.all_rules for name in rule.names} | {*NOT_OF_LAYERS}
-        count = settings.get(self.count)
+        count = self.layers(settings)
         lists = (name for name, value in settings.items() if isinstance(value, list | tuple) and len(value) == count)
         return next((name for name in lists if name not in known), None)
+
+    def layers(self, settings: Settings) -> object:
+        """The number of layers that a config has, as it says; None if it leaves that out."""
+        entries = settings.get(self.listed) if self.listed else None
+        return len(entries) if isinstance(entries, list | tuple) else settings.get(self.count)
 
     def keeps(self, tensor: str) -> bool:
         """Whether the tensor of that name is saved again; others are computed anew, or not loaded at all."""
@@ -141,8 +161,8 @@ class Architecture:
 
         The base model's own checkpoints leave out the name that it has in the whole model.
         """
-        if self.text_type:
-            found = re.match(rf"({TEXT_STACKS})\.(\d+)\.(.+)", tensor)
+        if stacks := TEXT_STACKS if self.text_type else self.stacks:
+            found = re.match(rf"({stacks})\.(\d+)\.(.+)", tensor)
             return (f"{found[1]}.{{}}.{found[3]}", int(found[2])) if found else (tensor, None)
         base, _, stack = self.stack.partition(".")
         if found := re.match(rf"(?:{base}\.)?{re.escape(stack)}\.(\d+)\.(.+)", tensor):
@@ -155,10 +175,17 @@ class Architecture:
         names = (self.count, self.hidden, *filter(None, [self.positions]))
         default = dict(zip(names, DEFAULTS.get(self.text_type or self.model_type, ()), strict=False))
         renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
-        kinds = settings.get("layer_types")
-        if isinstance(kinds, list):
-            renamed["layer_types"] = [KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
-        return {**default, **settings, **renamed}
+        found = {**default, **settings, **renamed}
+        if (
+            self.spelled
+            and found.get(self.spelled.of) is None
+            and isinstance(word := found.get(self.spelled.name), str)
+        ):
+            found[self.spelled.of] = [dict(self.spelled.letters).get(letter, letter) for letter in word]
+        for name in {"layer_types", *self.per_layer}:
+            if isinstance(kinds := found.get(name), list):
+                found[name] = [KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
+        return {**found, self.count: self.layers(found)}
 
     def ties(self, whole: Settings, text: Settings) -> bool:
         """Whether the output embedding is the input embedding, by the config and that of the text part, if any."""

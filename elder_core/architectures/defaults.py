@@ -90,6 +90,7 @@ DEFAULTS: dict[str, tuple[int, int, int | None]] = {
     "mpt": (24, 2_048, 2_048),
     "nanochat": (12, 768, 2_048),
     "nemotron": (32, 6_144, 4_096),
+    "nemotron_h": (4, 4_096, 4_096),
     "olmo": (32, 4_096, 2_048),
     "olmo2": (32, 4_096, 2_048),
     "olmo3": (32, 4_096, 2_048),

@@ -21,7 +21,7 @@ def nearest(
     Of all such sets it is the one with most layers in common with `removed`, and among equals the one of the smallest
     sum of `weights` (small meaning removable), so `removed` itself where it can be said. None: there is no such set.
     """
-    count = settings[row.count]
+    count = row.layers(settings)
     assert isinstance(count, int)
     worth = [(int(layer not in removed), weights[layer] if weights else 0.0) for layer in range(count)]
     ways = [

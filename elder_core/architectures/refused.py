@@ -248,7 +248,6 @@ REFUSED: dict[str, str] = {
     "longcat_flash": "each of its layers holds two attentions with places of their own in the cache",
     "minimax": "the decay of its linear attention is computed from the layer's index and the number of layers",
     "modernbert-decoder": "its first layer alone has no norm before attention, so that no other can become the first",
-    "nemotron_h": "its number of layers is no setting but the length of a list, which no row of the table can say yet",
     "openai-gpt": "it keeps nothing between tokens, so that its generation cannot be measured as others' is",
     "rwkv": "its first layer alone has a norm before it, so that no other can become the first",
     "shieldgemma2": "it is a classifier of images, and what would be saved of it would be a model that writes instead",

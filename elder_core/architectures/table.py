@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from elder_core.architectures.architecture import COMMON_REFUSALS, Architecture, Refusal
+from elder_core.architectures.architecture import COMMON_REFUSALS, Architecture, Refusal, Spelled
 from elder_core.architectures.refused import REFUSED
 from elder_core.architectures.rules import (
     AtLeastOne,
@@ -476,6 +476,24 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture("nanochat", "NanoChatForCausalLM", "model.layers", writers=()),
         Architecture("nemotron", "NemotronForCausalLM", "model.layers"),
+        Architecture(
+            "nemotron_h",
+            "NemotronHForCausalLM",
+            "model.layers",
+            per_layer=("layers_block_type",),
+            rules=(AtLeastOne("layers_block_type", "full_attention", CACHE),),
+            writers=(),
+            float32=("e_score_correction_bias",),
+            not_loaded=("mtp.*",),
+            aliases=(("layer_types", "layers_block_type"),),
+            listed="layers_block_type",
+            spelled=Spelled(
+                "hybrid_override_pattern",
+                "layers_block_type",
+                (("M", "linear_attention"), ("E", "moe"), ("*", "full_attention"), ("-", "mlp")),
+            ),
+            stacks=r"(?:backbone|model)\.layers",
+        ),
         Architecture("olmo", "OlmoForCausalLM", "model.layers"),
         Architecture("olmo2", "Olmo2ForCausalLM", "model.layers", writers=()),
         Architecture("olmo3", "Olmo3ForCausalLM", "model.layers", writers=()),
@@ -782,7 +800,7 @@ def changes(row: Architecture, settings: Settings, kept: Sequence[int]) -> Chang
     Raises:
         UnsupportedArchitecture: the config has no words for what would remain.
     """
-    count = settings[row.count]
+    count = row.layers(settings)
     assert isinstance(count, int)
     found: Changes = {row.count: len(kept)}
     found |= {name: 0 for name in PREDICTORS if settings.get(name)}

@@ -92,6 +92,12 @@ TINY: dict[str, dict[str, Any]] = {
     "mellum": {"layer_types": SLIDING, "mlp_layer_types": DENSE_FIRST},
     "minicpm3": LATENT,
     "ministral": {"layer_types": SLIDING},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention"],
+        "n_groups": 1,
+        **dict.fromkeys(("ssm_state_size", "mamba_num_heads", "mamba_head_dim"), 8),
+        "moe_shared_expert_intermediate_size": 16,
+    },
     "olmo_hybrid": {"layer_types": LINEAR},
     "opt": {"dropout": 0.0},
     "qwen2": {"use_sliding_window": True, "layer_types": SLIDING},

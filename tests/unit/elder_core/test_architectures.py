@@ -37,7 +37,8 @@ OTHER_NAMES = {
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "hidden_size", "n_embd", "n_embed", "d_model"),
     *("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "n_ctx", "seq_length"),
 }
-SPEAK_OF_NONE = {"layerdrop", "mtp_layer_types", "mtp_mlp_layer_types"}  # the last two of layers that are not loaded
+NOT_LOADED = {"mtp_layer_types", "mtp_mlp_layer_types", "mtp_layers_block_type"}  # which speak of such layers
+SPEAK_OF_NONE = {"layerdrop", *NOT_LOADED}
 
 
 def classes_that_write_text() -> Iterator[type[PreTrainedModel]]:
@@ -79,7 +80,7 @@ def test_row_fits_the_model(family, make_tiny):
 def test_field_names_are_those_of_the_json(family):
     row = table.find(family)
     written = AutoConfig.for_model(family).to_dict().keys()
-    named = {row.count, row.hidden, *row.thresholds, *(name for rule in row.rules for name in rule.names)}
+    named = {row.listed or row.count, row.hidden, *row.thresholds, *(name for rule in row.rules for name in rule.names)}
     assert named - written == set()
     assert row.positions is None or row.positions in written
 
@@ -90,7 +91,7 @@ def test_every_config_field_that_speaks_of_layers_is_dealt_with(family):
     written = AutoConfig.for_model(family).to_dict()
     known = {row.count, table.APPENDED, *(refusal.field for refusal in row.refusals)}
     known |= {name for rule in row.all_rules for name in rule.names}
-    count = written[row.count]
+    count = row.layers(written)
     lists = {name for name, value in written.items() if isinstance(value, list) and len(value) == count}
     named = {name for name in written if SPEAKS_OF_LAYERS.search(name) and "norm" not in name}
     assert (named | lists) - known - SPEAK_OF_NONE == set()
@@ -118,6 +119,7 @@ def test_a_list_of_which_nothing_is_known_is_refused_if_it_has_an_entry_for_each
 def test_defaults_are_those_of_the_config_class(family):
     row, settings = table.find(family), AutoConfig.for_model(family).to_dict()
     names = (row.count, row.hidden, row.positions)
+    settings[row.count] = row.layers(settings)
     assert DEFAULTS[family] == tuple(None if name is None else settings[name] for name in names)
     assert all(row.completed({})[name] == settings[name] for name in names if name)
 
@@ -130,10 +132,26 @@ def test_aliases_are_the_names_that_transformers_reads(family):
             loaded = AutoConfig.for_model(family, **{alias: 128}).to_dict()
         except (ValueError, TypeError, StrictDataclassError):
             continue  # it contradicts other settings
-        named = [name for name in (row.count, row.hidden, row.positions) if name and loaded[name] == 128]
+        named = [name for name in (row.count, row.hidden, row.positions) if name and loaded.get(name) == 128]
         assert [name for name in named if row.completed({})[name] != 128] == [
             name for known, name in row.aliases if known == alias
         ]
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        {"hybrid_override_pattern": "M-*EM"},
+        {"hybrid_override_pattern": "MM", "layers_block_type": ["mamba", "moe", "attention"]},
+        {"layer_types": ["mamba", "mlp", "attention"]},
+    ],
+)
+def test_layers_of_old_files_are_those_that_transformers_reads(old):
+    """As Nemotron-H's first ones have them: a letter for each layer, and another name for some kinds."""
+    row, loaded = table.find("nemotron_h"), AutoConfig.for_model("nemotron_h", **old, num_hidden_layers=9)
+    found = row.completed({**old, "num_hidden_layers": 9})
+    assert found["layers_block_type"] == loaded.layers_block_type
+    assert found["num_hidden_layers"] == loaded.num_hidden_layers
 
 
 @pytest.mark.parametrize("family", FAMILIES)

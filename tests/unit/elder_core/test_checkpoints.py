@@ -295,9 +295,10 @@ class TestSave:
         names = [f"additional_chat_templates/{name}.jinja" for name in ("rag", "tool_use")]
         for name in names:
             assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
-        assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == AutoTokenizer.from_pretrained(
-            checkpoint
-        ).chat_template
+        assert (
+            AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+            == AutoTokenizer.from_pretrained(checkpoint).chat_template
+        )
         assert {*names, "chat_template.jinja"} <= read_manifest(tmp_path / "out").files.keys()
         checkpoints.verify(tmp_path / "out")
         folder = (tmp_path / "out" / names[0]).parent

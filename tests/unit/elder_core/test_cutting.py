@@ -167,6 +167,21 @@ def test_plain_transformers_load_it_and_compute_what_the_bypassed_model_does(
         torch.testing.assert_close(shorter(PROMPT).logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("as_published", [True, False])
+def test_a_stack_that_files_call_otherwise_keeps_its_name(
+    make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, as_published: bool
+) -> None:
+    """Nemotron-H's, which are of the backbone where its authors wrote them."""
+    make_tiny("nemotron_h").save_pretrained(tmp_path / "source", save_original_format=as_published)
+    tiny_tokenizer.save_pretrained(tmp_path / "source")
+    source = resolved(tmp_path / "source")
+    found = files(cut(source, tmp_path / "cut", (0, 5)))
+    assert found == files(loaded_and_saved(source, tmp_path / "saved", (0, 5)))
+    stack = "backbone" if as_published else "model"
+    layers = {name.split(".layers.")[0] for name in raw(tmp_path / "cut") if ".layers." in name}
+    assert layers == {stack}
+
+
 def test_what_old_checkpoints_hold_is_left_out(
     make_tiny: MakeTiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def settings(draw: Any) -> dict[str, object]:
 
 
 def can_be_said(row: Architecture, given: dict[str, object], removed: tuple[int, ...]) -> bool:
-    count = given[row.count]
+    count = row.layers(given)
     assert isinstance(count, int)
     try:
         table.changes(row, given, [layer for layer in range(count) if layer not in removed])
