@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.links import LinkSigner
 from elder_service.db.engine import SessionFactory
+from elder_service.jobs.hub_look import HubLook
 from elder_service.settings import Settings
 from elder_service.storage.base import Storage
 
@@ -27,6 +28,7 @@ class Services:
     storage: Storage
     celery: Celery
     links: LinkSigner
+    hub: HubLook
 
 
 def get_services(request: Request) -> Services:

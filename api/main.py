@@ -19,6 +19,7 @@ from api.routes import artifacts, events, health, jobs, methods, workers
 from api.storable import refuse_nul
 from elder_service.db.engine import make_engine, make_sessions
 from elder_service.db.schema import check_head
+from elder_service.jobs.hub_look import HubLook
 from elder_service.queue import make_celery
 from elder_service.settings import Settings
 from elder_service.storage.local import LocalStorage
@@ -67,4 +68,5 @@ def make_services(settings: Settings) -> Services:
         storage=LocalStorage(settings.artifacts_dir),
         celery=make_celery(settings, only_sends=True),
         links=LinkSigner(settings.signing_key, settings.download_link_seconds),
+        hub=HubLook(settings.hub_look_seconds),
     )

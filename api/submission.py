@@ -28,7 +28,7 @@ def submit(
         ElderError: the job is refused, or the key came with another body before.
     """
     spec = JobSpec.model_validate(body.model_dump(include=set(JobSpec.model_fields)))
-    validation.check(spec, services.settings.sources)
+    validation.check(spec, services.settings.sources, services.hub)
     submission = service.Submission(
         spec=spec,
         max_attempts=services.settings.max_attempts,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -41,6 +42,7 @@ SHARD_PATTERNS = ("model*-*-of-*.safetensors", "pytorch_model*-*-of-*.safetensor
 WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, *SHARD_PATTERNS)
 NEVER = ("*/*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl")  # also nothing from sub-folders
 TRY_AGAIN = frozenset({408, 429})
+GIVE_TOKEN = "set HF_TOKEN (of a service: for the API and the workers)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def fetch(model_id: str, revision: str | None, cache: Path | None) -> Download:
         InvalidCheckpoint, PickledWeights, QuantizedCheckpoint, UnsupportedArchitecture: see each.
     """
     api = HfApi()
-    with _translated(model_id, revision):
+    with translated(model_id, revision):
         try:
             commit = _check(api, model_id, revision, cache)
         except OfflineModeIsEnabled:
@@ -72,16 +74,27 @@ def fetch(model_id: str, revision: str | None, cache: Path | None) -> Download:
 
 def _check(api: HfApi, model_id: str, revision: str | None, cache: Path | None) -> str:
     """The commit of a model whose file names and config are those of a checkpoint that can be pruned."""
-    found = api.model_info(model_id, revision=revision)
+    commit, _ = listed(api, model_id, revision)
+    config = api.hf_hub_download(model_id, CONFIG_FILE, revision=commit, cache_dir=cache)
+    inspect_config(read_json_object(Path(config)))
+    return commit
+
+
+def listed(
+    api: HfApi, model_id: str, revision: str | None, timeout: float = constants.HF_HUB_ETAG_TIMEOUT
+) -> tuple[str, list[str]]:
+    """Commit and file names of a model, if these are the names of a checkpoint that can be pruned.
+
+    `timeout` is how many seconds the hub may be silent. Errors are the hub client's; see `translated`.
+    """
+    found = api.model_info(model_id, revision=revision, timeout=timeout)
     names = [sibling.rfilename for sibling in found.siblings or () if "/" not in sibling.rfilename]
     refuse_adapter(names)
     if CONFIG_FILE not in names:
         raise InvalidCheckpoint(f"{model_id} has no {CONFIG_FILE}: it is no transformers checkpoint.", loc=MODEL)
     refuse_pickled(names)
     assert found.sha is not None  # the hub gives it unless `expand` leaves it out
-    config = api.hf_hub_download(model_id, CONFIG_FILE, revision=found.sha, cache_dir=cache)
-    inspect_config(read_json_object(Path(config)))
-    return found.sha
+    return found.sha, names
 
 
 def _snapshot(
@@ -105,22 +118,20 @@ def _cached(api: HfApi, model_id: str, revision: str | None, cache: Path | None)
 
 
 @contextmanager
-def _translated(model_id: str, revision: str | None) -> Iterator[None]:
+def translated(model_id: str, revision: str | None) -> Iterator[None]:
     """Turn the hub client's errors into ours."""
     try:
         yield
     except GatedRepoError as error:
-        raise ModelNotFound(
-            f"{model_id} is gated: accept its terms on the hub and set HF_TOKEN where the jobs run.", loc=MODEL
-        ) from error
+        raise ModelNotFound(f"{model_id} is gated: accept its terms on the hub and {GIVE_TOKEN}.", loc=MODEL) from error
     except RevisionNotFoundError as error:
         raise ModelNotFound(
             f"{model_id} has no revision {revision!r}; give a branch, tag or commit.", loc=("model", "revision")
         ) from error
     except (RepositoryNotFoundError, DisabledRepoError, HFValidationError) as error:
         raise ModelNotFound(
-            f"There is no model {model_id} on the hub, or it is private. Check the name; for a private model set "
-            "HF_TOKEN where the jobs run.",
+            f"There is no model {model_id} on the hub, or it is private. Check the name; for a private model "
+            f"{GIVE_TOKEN}.",
             loc=MODEL,
         ) from error
     except HfHubHTTPError as error:
@@ -129,12 +140,15 @@ def _translated(model_id: str, revision: str | None) -> Iterator[None]:
             raise ModelNotFound(
                 f"The hub refuses {model_id} with status {status}; check the name and HF_TOKEN.", loc=MODEL
             ) from error
-        raise _unreachable(model_id, f"it answers with status {status}") from error
+        raise unreachable(model_id, f"it answers with status {status}") from error
     except (httpx2.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise _unreachable(model_id, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        raise unreachable(model_id, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    except json.JSONDecodeError as error:
+        raise unreachable(model_id, f"it, or a proxy on the way, answers with no JSON: {error}") from error
 
 
-def _unreachable(model_id: str, reason: str) -> HubUnreachable:
+def unreachable(model_id: str, reason: str) -> HubUnreachable:
+    """The error for a hub that, for `reason`, does not give what was asked for."""
     return HubUnreachable(
         f"{model_id} cannot be fetched from the hub ({reason}). Try again later, or give a local model as local:NAME.",
         loc=MODEL,

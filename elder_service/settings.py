@@ -63,6 +63,13 @@ class Settings(BaseSettings):
         default=(), description="Folders below which `local:NAME` texts are found, separated by commas."
     )
     hub_cache: Path | None = Field(default=None, description="Where hub models are downloaded to; default: the hub's.")
+    hub_look_seconds: float = Field(
+        default=5,
+        ge=0,
+        le=20,
+        description="Longest that a submission waits for the hub to show a hub model's config, file names and headers, "
+        "at most 20; what is not seen by then is left to the worker. 0: never looks.",
+    )
     device: str = Field(
         default="auto", description="`auto` (a free GPU if there are GPUs), `cpu`, `cuda` (a free GPU) or `cuda:N`."
     )

@@ -12,9 +12,10 @@ from tests import servers
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the command line's cache out of the user's."""
+def _on_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the command line's cache out of the user's, and submissions from asking the hub."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ELDER_HUB_LOOK_SECONDS", "0")
         patch.setenv("ELDER_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -15,7 +15,7 @@ from tests.dockerfile import ROOT, Player, read_stages
 
 PROGRAMS = Path(sys.executable).parent
 API_WORKS = """
-import elder_client.cli, worker.supervisor
+import elder_client.cli, elder_core.hub_outline, worker.supervisor
 from importlib.resources import files
 from api.main import create_app
 from elder_core.inspection import Sources, available_models

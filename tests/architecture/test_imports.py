@@ -29,6 +29,12 @@ def test_torch_stays_out(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def test_a_hub_model_is_looked_at_without_torch() -> None:
+    code = f"import sys, elder_core.hub_outline; print(*sorted(set(sys.modules) & set({HEAVY!r})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["huggingface_hub"]
+
+
 def test_methods_are_listed_without_torch() -> None:
     code = "import sys; from elder_core.registry import METHODS; assert METHODS; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -138,7 +138,7 @@ def test_a_file_is_downloaded_through_its_link(page: Page, site: Site, tmp_path:
 
 
 def test_a_job_is_submitted_with_the_keyboard_alone(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elder_service.jobs.validation.check", lambda spec, _: spec.check_target())
+    monkeypatch.setattr("elder_service.jobs.validation.check", lambda spec, *_: spec.check_target())
     monkeypatch.setattr("api.submission.estimated_memory", lambda *_: None)
     page.goto("/")
     press(page, "Tab")

@@ -37,7 +37,7 @@ def client(site: Site) -> TestClient:
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let any model and text through: what validation refuses has tests of its own."""
-    monkeypatch.setattr("elder_service.jobs.validation.check", lambda spec, _: spec.check_target())
+    monkeypatch.setattr("elder_service.jobs.validation.check", lambda spec, *_: spec.check_target())
     monkeypatch.setattr("api.submission.estimated_memory", lambda *_: None)
 
 

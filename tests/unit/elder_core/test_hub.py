@@ -1,13 +1,9 @@
-"""Models from the hub, against a small server that speaks the part of its protocol that the real client uses."""
+"""Models from the hub, against the small server of tests/fake_hub.py."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -27,76 +23,14 @@ from elder_core.inspection import Sources
 from elder_core.manifest import read_manifest, verify
 from elder_core.parameters import CutParameters
 from elder_core.spec import JobSpec, ModelRef
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One model, `team/model`, whose only commit is COMMIT."""
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        path = self.path.partition("?")[0]
-        if self.server.failure is not None:
-            return self.answer(*self.server.failure)
-        if path == "/api/models/team/model":
-            return self.answer_info("main")
-        if not path.startswith(("/api/models/team/model/", "/team/model/")):
-            return self.answer(404, {"X-Error-Code": "RepoNotFound"})
-        if path.startswith("/api/models/team/model/revision/"):
-            return self.answer_info(path.rpartition("/")[2])
-        if path.startswith("/api/models/team/model/tree/"):
-            return self.answer(200, body=json.dumps([self.entry(file) for file in self.files()]).encode())
-        return self.answer_file(path.removeprefix(f"/team/model/resolve/{COMMIT}/"))
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def answer_info(self, revision):
-        if revision not in ("main", COMMIT):
-            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        siblings = [{"rfilename": file.name} for file in self.files()]
-        return self.answer(200, body=json.dumps({"id": "team/model", "sha": COMMIT, "siblings": siblings}).encode())
-
-    def answer_file(self, name):
-        content = (self.server.folder / name).read_bytes()
-        etag = f'"{hashlib.sha256(content).hexdigest()}"'
-        return self.answer(200, {"X-Repo-Commit": COMMIT, "ETag": etag}, content)
-
-    def answer(self, status, headers=None, body=b""):
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def files(self):
-        return sorted(self.server.folder.iterdir())
-
-    def entry(self, file):
-        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
-
-    def log_message(self, *_):
-        pass
+from tests.fake_hub import COMMIT, serving
 
 
 @pytest.fixture
-def hub(tiny_checkpoint, tmp_path, monkeypatch):
+def hub(tiny_checkpoint, tmp_path):
     """The running server; a test may change `folder`, set `failure` and read `asked`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "hub"))
-    server.failure, server.asked = None, []
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(shutil.copytree(tiny_checkpoint, tmp_path / "hub")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -106,11 +40,6 @@ def sources(tmp_path):
 
 def resolve(sources, model_id="team/model", revision=None):
     return checkpoints.resolve(ModelRef(id=model_id, revision=revision), sources)
-
-
-def edit_config(hub, **changes):
-    path = hub.folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def downloaded(sources):
@@ -194,7 +123,7 @@ def test_only_what_a_checkpoint_needs_is_downloaded(hub, sources):
     ],
 )
 def test_a_bad_config_is_refused_before_any_weights_are_fetched(hub, sources, changes, error):
-    edit_config(hub, **changes)
+    hub.edit_config(**changes)
     with pytest.raises(error):
         resolve(sources)
     assert downloaded(sources) == {"config.json"}
