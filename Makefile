@@ -34,9 +34,10 @@ test-faults: setup ## Kill, freeze and cut off workers, database and broker; wri
 test-images: packages ## Install the worker image's packages as its Dockerfile does (long; needs disk for torch)
 	@$(BIN)/python -m pytest -m images $(ARGS)
 
+# The page last: what fails before leaves it as it was.
 test-architectures: packages ## Remove layers from tiny models of every architecture, show what holds, write docs/architectures.md
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.unit.elder_core.acceptance
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not images" $(ARGS) $$(grep -lE '\beach(_seeing)?\(' tests/unit/elder_core/test_*.py)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.unit.elder_core.acceptance
 
 check: packages ## Check format, lint, types, import rules, templates, Dockerfile and compose file
 	@echo format; $(BIN)/ruff format --check --quiet --diff .

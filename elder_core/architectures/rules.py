@@ -71,6 +71,14 @@ class PerLayer(OneSetting):
 
 
 @dataclass(frozen=True)
+class Kept(OneSetting):
+    """A number from which a list is filled in, and which means something besides where there is the list; it stays."""
+
+    def after(self, settings: Settings, kept: Sequence[int], count: int) -> Changes:
+        return {}
+
+
+@dataclass(frozen=True)
 class Threshold(OneSetting):
     """The index of the first layer that is unlike those before it."""
 

@@ -21,6 +21,7 @@ from elder_core.architectures.rules import (
     Indices,
     Inexpressible,
     Interval,
+    Kept,
     OverRootOfDepth,
     Period,
     PerLayer,
@@ -165,7 +166,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             per_layer=("layer_types", "mlp_layer_types"),
             rules=(
-                Every("prefix_dense_sliding_window_pattern", "layer_types", "full_attention", (MLPS, "dense")),
+                Kept("prefix_dense_sliding_window_pattern"),  # if 1, dense layers turn their queries by position
                 Every("sliding_window_pattern", "layer_types", "full_attention", (MLPS, "sparse")),
             ),
             writers=(),

@@ -60,12 +60,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Family:
-    """What is tried: the text models of one row, or the models that see as well around those of one row."""
+    """What is tried: the text models of one row, or the models that see as well around those of one row.
+
+    `build` takes a seed, and settings of the text model that the tiny one does not have otherwise.
+    """
 
     name: str
     row: Architecture
     config: Callable[[], PreTrainedConfig]
-    build: Callable[[], PreTrainedModel]
+    build: Callable[..., PreTrainedModel]
     given: Callable[[], dict[str, Tensor]]
 
     @property
@@ -267,7 +270,8 @@ PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
 INTRODUCTION = """# Architectures
 
 Written by `make test-architectures`, which removes layers from a tiny model of every supported family, built from its
-own config class, and loads the result in a fresh process. Each line holds for every set of layers that it names:
+own config class, and loads the result in a fresh process; it is written last, once all has passed. Each line holds for
+every set of layers that it names:
 
 - reload: the logits are those of the whole model with these layers bypassed;
 - cache: generation with the cache is that without, past the sliding window too;

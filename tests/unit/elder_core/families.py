@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -119,10 +119,10 @@ REPRESENTATIVE = (
 )
 
 
-def each(families: Iterable[str]) -> list[Any]:
+def each(families: Iterable[str], representative: Collection[str] = REPRESENTATIVE) -> list[Any]:
     """Values of a parameter: `make test` runs those that are representative, `make test-architectures` all of them."""
     return [
-        pytest.param(family, marks=() if family in REPRESENTATIVE else pytest.mark.every_family)
+        pytest.param(family, marks=() if family in representative else pytest.mark.every_family)
         for family in sorted(families)
     ]
 

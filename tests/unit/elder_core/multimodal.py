@@ -244,11 +244,16 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 
 
-def multimodal_config(model_type: str, text_type: str | None = None) -> PreTrainedConfig:
-    """The config of a tiny model, its text part of the first family in its row unless another is named."""
+def multimodal_config(model_type: str, text_type: str | None = None, **settings: Any) -> PreTrainedConfig:
+    """The config of a tiny model, its text part of the first family in its row unless another is named.
+
+    `settings` are of the text part; whether embeddings are tied is said of the whole model, too.
+    """
     text_type = text_type or MULTIMODAL[model_type].texts[0]
-    text = tiny_config(text_type, vocab_size=VOCABULARY + 3, **deepcopy(TEXTS.get(text_type, {}))).to_dict()
-    return AutoConfig.for_model(model_type, **SIGHTS[model_type].config, text_config=text)
+    needed = deepcopy(TEXTS.get(text_type, {}))
+    text = tiny_config(text_type, **{"vocab_size": VOCABULARY + 3, **needed, **settings}).to_dict()
+    tied = {name: settings[name] for name in ("tie_word_embeddings",) if name in settings}
+    return AutoConfig.for_model(model_type, **SIGHTS[model_type].config, **tied, text_config=text)
 
 
 def each_seeing() -> list[Any]:
@@ -260,10 +265,12 @@ def each_seeing() -> list[Any]:
     ]
 
 
-def build_multimodal(model_type: str, text_type: str | None = None) -> PreTrainedModel:
-    """A float32 model in eval mode with 6 decoder layers that all change their input visibly."""
-    torch.manual_seed(0)
-    config = multimodal_config(model_type, text_type)
+def build_multimodal(
+    model_type: str, text_type: str | None = None, *, seed: int = 0, **settings: Any
+) -> PreTrainedModel:
+    """A float32 model in eval mode with 6 decoder layers, unless `settings` say otherwise, that all matter visibly."""
+    torch.manual_seed(seed)
+    config = multimodal_config(model_type, text_type, **settings)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -271,7 +278,7 @@ def build_multimodal(model_type: str, text_type: str | None = None) -> PreTraine
                 parameter.normal_(std=0.02)  # Gemma 3's begins with images that say nothing
             if parameter.ndim > 1:
                 parameter.mul_(5)
-    make_unlike(model, 0)
+    make_unlike(model, seed)
     return model.eval()
 
 

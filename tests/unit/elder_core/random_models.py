@@ -11,20 +11,20 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from elder_core.architectures import table
 from elder_core.architectures.rules import (
     AtLeastOne,
     Cycle,
     Every,
     Indices,
     Interval,
+    Kept,
     OverRootOfDepth,
     Period,
     Rule,
     Runs,
     Step,
 )
-from tests.unit.elder_core.families import tiny_config
+from tests.unit.elder_core.acceptance import named
 
 FEWEST_LAYERS, MOST_LAYERS = 3, 8
 WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size")
@@ -36,7 +36,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Removal:
-    """A model to build, by the settings of its config and the seed of its weights, and the layers that go."""
+    """A model to build, by the settings of its text model and the seed of its weights, and the layers that go."""
 
     settings: Settings
     removed: tuple[int, ...]
@@ -45,8 +45,8 @@ class Removal:
 
 @st.composite
 def removals(draw: Draw, family: str) -> Removal:
-    """A random config of `family` and a random set of its layers, from one of them to all but one."""
-    row, tiny = table.find(family), tiny_config(family).to_dict()
+    """A random config of `family`, see `named`, and a random set of its layers, from one of them to all but one."""
+    row, tiny = named(family).row, named(family).config().get_text_config().to_dict()
     layers = draw(st.integers(FEWEST_LAYERS, MOST_LAYERS))
     settings = {row.count: layers, "num_hidden_layers": layers, **_of_the_whole(draw, tiny)}
     for name in set(row.per_layer) - COMPUTED:
@@ -118,6 +118,7 @@ DRAWN: dict[type[Rule], Callable[..., Settings]] = {
     Step: _step,
     Period: _period,
     Interval: _interval,
+    Kept: lambda draw, rule, *_: {rule.name: draw(st.integers(1, 2))},
     Every: lambda *_: {},  # the list beside it is drawn, and goes before it
     OverRootOfDepth: lambda draw, rule, *_: {rule.name: draw(st.floats(0.5, 2))},
 }

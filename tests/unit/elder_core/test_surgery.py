@@ -88,6 +88,14 @@ def test_cohere2_moe_counts_its_layers_without_and_with_experts_apart(make_tiny)
     assert (read.layer_types, read.mlp_layer_types) == (written["layer_types"], written["mlp_layer_types"])
 
 
+def test_cohere2_moe_turns_queries_by_position_in_the_layers_that_did(make_tiny):
+    """Its dense layers do so if one number is 1, whatever the list says that the number otherwise fills in."""
+    kinds = ["sliding_attention", "full_attention", "full_attention"] * 2
+    model = make_tiny("cohere2_moe", layer_types=kinds, mlp_layer_types=["dense"] * 6)
+    remove_layers(model, (1, 3, 4, 5))
+    assert (model.config.layer_types, model.config.prefix_dense_sliding_window_pattern) == (kinds[:2], 1)
+
+
 @pytest.mark.parametrize("family", each(ARCHITECTURES))
 def test_config_and_indices_are_right_in_memory(family, make_tiny):
     model = make_tiny(family)
