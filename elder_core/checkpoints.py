@@ -256,7 +256,7 @@ def _save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, max_sh
 
 def save_config(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | str) -> None:
     """Write `config`, and the configs that are parts of it, as that of weights in the number type `dtype`."""
-    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+    for part in filter(None, (config, *(getattr(config, name) for name in config.sub_configs))):
         part.dtype = dtype
         vars(part).pop(FOREIGN_CODE, None)
     config.save_pretrained(folder)

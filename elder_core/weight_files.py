@@ -24,6 +24,14 @@ UNQUANTIZED = "Give the model that it was made from, in float32, bfloat16 or flo
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 TYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
+# safetensors writes the last of these first
+TYPE_ORDER = {
+    dtype: place
+    for place, dtype in enumerate(
+        ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"), 1
+    )
+}
+
 METADATA = {"format": "pt"}
 ALIGNMENT = 8
 
@@ -204,7 +212,7 @@ def _end(tensors: Mapping[str, StoredTensor], begin: int) -> int | None:
 
 def data_order(tensors: Mapping[str, StoredTensor]) -> list[str]:
     """The names of `tensors` in the order in which safetensors writes their data."""
-    return sorted(tensors, key=lambda name: (-TYPE_BYTES.get(tensors[name].dtype, 1), name))
+    return sorted(tensors, key=lambda name: (-TYPE_ORDER.get(tensors[name].dtype, 0), name))
 
 
 def encoded_header(tensors: Mapping[str, StoredTensor]) -> bytes:

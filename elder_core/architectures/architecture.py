@@ -30,7 +30,12 @@ NOT_OF_LAYERS = (
     *("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
     *("time_step_limit", "ssm_multipliers", "mlp_multipliers"),
     *("image_size", "patch_size", "temporal_patch_size", "vision_feature_layer"),
-    *("mtp_layer_types", "mtp_mlp_layer_types", "mtp_layers_block_type"),  # of layers that are not loaded
+    *(
+        "mtp_layer_types",
+        "mtp_mlp_layer_types",
+        "mtp_layers_block_type",
+        "mtp_local_layer_ids",
+    ),  # of layers that are not loaded
 )
 
 # The kinds of layers that old files call otherwise: transformers renames them as it loads a config's layer_types.
@@ -56,7 +61,7 @@ COMMON_RULES: tuple[Rule, ...] = (
 )
 
 # what files call the decoder layers of such a model
-TEXT_STACKS = r"(?:model\.)?language_model\.model\.layers|model\.(?:language_model\.|text_model\.)?layers"
+TEXT_STACKS = r"(?:model\.)?language_model\.(?:model|backbone)\.layers|model\.(?:language_model\.|text_model\.)?layers"
 
 # Causal masks and rotation frequencies: old checkpoints hold them, loading ignores them, and they are not saved again.
 RECOMPUTED = r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$"

@@ -10,14 +10,15 @@ HEARS = "it hears, and transformers loads it by another class than models that r
 ACROSS = "its text part looks at images by attention of its own, in layers found by their number or in every layer"
 EITHER = "its text part is a decoder or an encoder-decoder model, as a setting says"
 SEVERAL = "it is several language models in one, of which one thinks and another speaks"
-OWN_TEXT = "its text part is of a family of its own, and no row of the table says which of its settings speak of layers"
 RENAMED = "transformers saves its layers by names that its published files do not have and others cannot read"
+BLOCKS = (
+    "its layers read what blocks of earlier layers added, found by their number, and its first layer alone reads none"
+)
+STREAMS = "its layers pass on several hidden states at once, mixed anew by each of them"
 TIMM = "it sees by a network of the package timm, which is not installed where models are pruned"
-CHOSEN = "its layers choose the earlier tokens that they read, as DeepSeek-V3.2 does, and no test of ours covers that"
 CHANGED = (
     "its layers choose the earlier tokens that they read, and the whole model already writes otherwise with a cache"
 )
-CONVOLVED = "each of its layers keeps several states of convolutions in the cache, which no test of ours reads"
 PARTS = "it reads images or sound besides text; give its language model alone, whose model_type ends in _text"
 PART = "it is the text part of a model that sees or hears, and transformers loads none by itself; give the whole model"
 SKIPPED = "its layers that look at images are skipped where there is none, so that text cannot tell what they are worth"
@@ -141,20 +142,6 @@ REFUSED: dict[str, str] = {
         ],
         SEVERAL,
     ),
-    **dict.fromkeys(
-        [
-            "deepseek_ocr2",
-            "inkling2",
-            "inkling_mm_model",
-            "molmo2",
-            "muse_glimmer",
-            "muse_spark",
-            "nemotron_h_omni",
-            "qwen2_5_omni_thinker",
-            "unlimited_ocr",
-        ],
-        OWN_TEXT,
-    ),
     **dict.fromkeys(["fast_vlm", "perception_lm"], TIMM),
     **dict.fromkeys(["kimi_k25", "qianfan_ocr"], RENAMED),
     **dict.fromkeys(["llama4"], PARTS),
@@ -183,24 +170,16 @@ REFUSED: dict[str, str] = {
             "gemma4_unified",
             "gemma4_unified_text",
             "gemma4_unified_assistant",
+            "glm5_next",
             "glm_moe_dsa",
             "hy_v4",
+            "mistral_large4",
         ],
         SHARING,
     ),
-    **dict.fromkeys(
-        [
-            "glm5_next",
-            "minimax_m3_vl",
-            "minimax_m3_vl_text",
-            "mistral_large4",
-            "qwen4_exp",
-            "qwen4_exp_text",
-        ],
-        CHOSEN,
-    ),
     **dict.fromkeys(["axk2", "deepseek_v32"], CHANGED),
-    **dict.fromkeys(["inkling2_text", "inkling_text"], CONVOLVED),
+    **dict.fromkeys(["inkling2", "inkling2_text"], BLOCKS),
+    **dict.fromkeys(["deepseek_v4", "qwen4_exp", "qwen4_exp_text"], STREAMS),
     **dict.fromkeys(
         [
             "cosmos3_edge_text",
@@ -235,12 +214,15 @@ REFUSED: dict[str, str] = {
         PART,
     ),
     **dict.fromkeys(["mllama", "mllama_text_model"], SKIPPED),
-    "mistral4": "transformers does not know it among the language models, only among those that see as well",
+    "inkling_mm_model": "it sees by a network that needs scipy, which is not installed where models are pruned; give "
+    "its language model alone, an inkling_text",
+    "mistral4": "transformers loads it alone by no class for language models; give the whole model, a mistral3",
+    "molmo2": "which of its layers stretch positions is kept beside them, by their number, when the model is built",
+    "unlimited_ocr": "it reads less of what it has written than of what it was given, which only its cache tells apart",
     "dbrx": "its experts cannot be computed in bfloat16 from a hidden state in float32, as training here does",
     "cpmant": "it puts tokens of its own before every text, so that its layers give more than the text's tokens",
     "beam": "each of its layers reads what chosen earlier layers added, found by their number",
     "blt": "it has three stacks of layers, for bytes and for patches of bytes",
-    "deepseek_v4": "its layers pass on several hidden states, mixed anew by each of them",
     "diffllama": "each layer's attention is weighted by a number computed from its index",
     "ernie4_5_vl_moe": "transformers cannot write about an image without the cache, so that none can compare the two",
     "gpt_neox_japanese": "only its last layer has a bias after attention, so that no other layer can become the last",

@@ -37,7 +37,7 @@ TEXT = "text_config"  # where the config of a model that sees as well keeps its 
 # how many layers for predicting several tokens at once there are, which are not loaded; those that the first of these
 # counts are kept after the others, as if they were more of them
 APPENDED = "num_nextn_predict_layers"
-PREDICTORS = (APPENDED, "mtp_num_hidden_layers")
+PREDICTORS = (APPENDED, "mtp_num_hidden_layers", "num_mtp_layers")
 
 GPT = (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"), ("max_position_embeddings", "n_positions"))
 
@@ -356,6 +356,20 @@ ARCHITECTURES: dict[str, Architecture] = {
             float32_in_files=("expert_bias",),
         ),
         Architecture("hyperclovax", "HyperCLOVAXForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "inkling_text",
+            "InklingForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", MLPS),
+            rules=(Indices("local_layer_ids"),),
+            writers=(),
+            float32=(
+                *("attn_sconv", "mlp_sconv", "k_sconv", "v_sconv"),
+                *("e_score_correction_bias", "gate.global_scale"),
+            ),
+            not_loaded=(r"model\.mtp\..*",),
+            aliases=(("model_max_length", "max_position_embeddings"),),
+        ),
         Architecture("internlm3", "LlamaForCausalLM", "model.layers"),
         Architecture("iquestcoder", "LlamaForCausalLM", "model.layers"),
         Architecture("jais2", "Jais2ForCausalLM", "model.layers"),
@@ -460,6 +474,15 @@ ARCHITECTURES: dict[str, Architecture] = {
             tied=True,
         ),
         Architecture("minimax_m2", "MiniMaxM2ForCausalLM", "model.layers", writers=()),
+        Architecture(
+            "minimax_m3_vl_text",
+            "MiniMaxM3VLForCausalLM",
+            "model.layers",
+            per_layer=("layer_types", MLPS),
+            first_authors=(PerLayer("moe_layer_freq"),),
+            writers=(),
+            not_loaded=(r"(^|\.)mtp\..*",),
+        ),
         Architecture("ministral", "MinistralForCausalLM", "model.layers"),
         Architecture("ministral3", "Ministral3ForCausalLM", "model.layers"),
         Architecture("mixtral", "MixtralForCausalLM", "model.layers", writers=()),
@@ -614,7 +637,32 @@ TEXT_PARTS: dict[str, Architecture] = {
         Architecture("glm4v_text", "Glm4vTextModel", "layers", writers=()),
         Architecture("glm_ocr_text", "GlmOcrTextModel", "layers", writers=()),
         Architecture("hunyuan_vl_text", "HunYuanVLTextModel", "layers", writers=(), tied=True),
+        Architecture(
+            "deepseek_ocr2_text", "DeepseekOcr2TextModel", "layers", per_layer=("layer_types", MLPS), writers=()
+        ),
+        Architecture("mistral4", "Mistral4Model", "layers", thresholds=("first_k_dense_replace",), writers=()),
+        Architecture(
+            "muse_glimmer_text",
+            "MuseGlimmerTextModel",
+            "layers",
+            per_layer=("layer_types", "layer_rope_theta"),
+            writers=(),
+        ),
+        Architecture(
+            "muse_spark_text",
+            "MuseSparkTextModel",
+            "layers",
+            per_layer=("layer_types", "layer_rope_theta", MLPS),
+            writers=(),
+            float32=(
+                *("post_attention_residual_gate", "post_feedforward_residual_gate"),
+                *("mlp.gate.weight", "e_score_correction_bias"),
+            ),
+        ),
         Architecture("paddleocr_vl_text", "PaddleOCRTextModel", "layers", tied=True),
+        Architecture(
+            "qwen2_5_omni_text", "Qwen2_5OmniThinkerTextModel", "layers", thresholds=("max_window_layers",), tied=True
+        ),
         Architecture("qwen2_vl_text", "Qwen2VLTextModel", "layers", thresholds=("max_window_layers",)),
         Architecture("qwen2_5_vl_text", "Qwen2_5_VLTextModel", "layers", thresholds=("max_window_layers",)),
     )
@@ -658,8 +706,8 @@ class Multimodal:
             )
         if text_type not in self.texts:
             raise UnsupportedArchitecture(
-                f"The text part of this {self.model_type} model is of the architecture {text_type!r}, which has not "
-                f"been tried there; it may be {', '.join(self.texts)}.",
+                f"The text part of this {self.model_type} model is of the architecture {text_type!r}; those that are "
+                f"supported there are {', '.join(self.texts)}.",
                 loc=("model", "id"),
             )
         row = {**ARCHITECTURES, **TEXT_PARTS}[text_type]
@@ -682,6 +730,7 @@ MULTIMODAL: dict[str, Multimodal] = {
         Multimodal("aria", "AriaForConditionalGeneration", ("aria_text",)),
         Multimodal("aya_vision", "AyaVisionForConditionalGeneration", ("cohere2", "cohere"), tied=True),
         Multimodal("cohere2_vision", "Cohere2VisionForConditionalGeneration", ("cohere2",), tied=True),
+        Multimodal("deepseek_ocr2", "DeepseekOcr2ForConditionalGeneration", ("deepseek_ocr2_text",)),
         Multimodal("deepseek_vl", "DeepseekVLForConditionalGeneration", ("llama",), tied=True),
         Multimodal("deepseek_vl_hybrid", "DeepseekVLHybridForConditionalGeneration", ("llama",), tied=True),
         Multimodal("exaone4_5", "Exaone4_5_ForConditionalGeneration", ("exaone4",), not_loaded=("mtp.*",)),
@@ -709,7 +758,17 @@ MULTIMODAL: dict[str, Multimodal] = {
         Multimodal("minicpm_ocr", "MiniCPMOcrForConditionalGeneration", ("qwen3_5_text",), tied=True),
         Multimodal("minicpmv4_6", "MiniCPMV4_6ForConditionalGeneration", ("qwen3_5_text",)),
         Multimodal("minicpmv4_7", "MiniCPMV4_7ForConditionalGeneration", ("qwen3_5_text",)),
-        Multimodal("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3"), tied=True),
+        Multimodal("minimax_m3_vl", "MiniMaxM3SparseForConditionalGeneration", ("minimax_m3_vl_text",), text_ties=True),
+        Multimodal("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3", "mistral4"), tied=True),
+        Multimodal("muse_glimmer", "MuseGlimmerForConditionalGeneration", ("muse_glimmer_text",)),
+        Multimodal("muse_spark", "MuseSparkForConditionalGeneration", ("muse_spark_text",)),
+        Multimodal(
+            "nemotron_h_omni",
+            "NemotronH_Omni_Reasoning_V3",
+            ("nemotron_h",),
+            stack="language_model.model.layers",
+            not_loaded=(r"audio_tower\.feature_extractor\.", "mtp.*"),
+        ),
         Multimodal("ovis2", "Ovis2ForConditionalGeneration", ("qwen2",), tied=True),
         Multimodal(
             "paddleocr_vl",
@@ -723,6 +782,12 @@ MULTIMODAL: dict[str, Multimodal] = {
             "paligemma", "PaliGemmaForConditionalGeneration", ("gemma2",), tied=True, refused=(("gemma", BOTH_WAYS),)
         ),
         Multimodal("pp_chart2table", "GotOcr2ForConditionalGeneration", ("qwen2",), tied=True),
+        Multimodal(
+            "qwen2_5_omni_thinker",
+            "Qwen2_5OmniThinkerForConditionalGeneration",
+            ("qwen2_5_omni_text",),
+            not_loaded=("^talker", "^token2wav"),
+        ),
         Multimodal("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", ("qwen2_5_vl_text",), text_ties=True),
         Multimodal("qwen2_vl", "Qwen2VLForConditionalGeneration", ("qwen2_vl_text",), text_ties=True),
         Multimodal("qwen3_5", "Qwen3_5ForConditionalGeneration", ("qwen3_5_text",), not_loaded=("^mtp.*",)),

@@ -38,9 +38,10 @@ for line in sys.stdin:
                              suppress_tokens=asked["never"], return_dict_in_generate=True)
         found[f"new {use_cache}"] = torch.cat(new.logits)
     save_file(found, asked["folder"] + ".found.safetensors")
+    head = model.get_output_embeddings() or model.get_decoder().lm_head
     facts = {
         "complaints": [str(key) for keys in loading.values() for key in keys],
-        "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        "tied": getattr(head, "weight", None) is model.get_input_embeddings().weight,
         "model_class": type(model).__name__,
     }
     print(json.dumps(facts), flush=True)

@@ -58,6 +58,14 @@ SAM: dict[str, Any] = {
 }
 
 
+MUSE: dict[str, Any] = {
+    "vision_config": {**FINE, "pos_emb_height": 4, "pos_emb_width": 4},
+    "image_token_id": IMAGE,
+    "out_hidden_size": 128,
+    "projector_hidden_size": 32,
+}
+
+
 @dataclass(frozen=True)
 class Sight:
     """How the tiny model of a family sees.
@@ -92,6 +100,17 @@ SIGHTS: dict[str, Sight] = {
     "aria": Sight({"vision_config": VISION, "image_token_index": IMAGE, "projector_patch_to_query_dict": {4: 4}}),
     "aya_vision": Sight({"vision_config": FINE, "image_token_index": IMAGE}),
     "cohere2_vision": Sight({"vision_config": FINE, "image_token_id": IMAGE, "alignment_intermediate_size": 48}),
+    "deepseek_ocr2": Sight(
+        {
+            "vision_config": {
+                "sam_config": {**SAM, "image_size": 64, "patch_size": 8, "downsample_channels": [16, 32]},
+                "encoder_config": {**VISION, "num_key_value_heads": 2},
+            },
+            "image_token_id": IMAGE,
+        },
+        pixels=(1, 3, 64, 64),
+        tokens=145,
+    ),
     "deepseek_vl": Sight({"vision_config": VISION, "image_token_id": IMAGE}),
     "deepseek_vl_hybrid": Sight(
         {"vision_config": VISION, "high_res_vision_config": SAM, "image_token_id": IMAGE},
@@ -196,10 +215,36 @@ SIGHTS: dict[str, Sight] = {
         given={"target_sizes": torch.tensor([[8, 8]])},
         marks=("mm_token_type_ids",),
     ),
+    "minimax_m3_vl": Sight({"vision_config": FINE, "image_token_index": IMAGE, "projector_hidden_size": 32}, **PATCHES),
     "mistral3": Sight(
         {"vision_config": PIXTRAL, "image_token_index": IMAGE, "spatial_merge_size": 2},
         pixels=(1, 3, 32, 32),
         given={"image_sizes": torch.tensor([[32, 32]])},
+    ),
+    "muse_glimmer": Sight(MUSE, **PATCHES),
+    "muse_spark": Sight(
+        {
+            **MUSE,
+            "audio_config": {
+                "patch_sizes": [2, 2],
+                "hidden_sizes": [8, 16],
+                "depths": [1, 1],
+                "num_hidden_layers": 2,
+                "out_hidden_size": 32,
+            },
+        },
+        **PATCHES,
+    ),
+    "nemotron_h_omni": Sight(
+        {
+            "vision_config": {**FINE, "model_type": "radio", "max_img_size": 16, "video_temporal_patch_size": 2},
+            "image_token_id": IMAGE,
+            "audio_token_id": VOCABULARY + 2,
+            "projector_hidden_size": 32,
+            "vision_hidden_size": 32,
+        },
+        pixels=(16, 3 * 4 * 4),
+        given={"image_grid_hw": torch.tensor([[4, 4]])},
     ),
     "ovis2": Sight(
         {
@@ -221,6 +266,21 @@ SIGHTS: dict[str, Sight] = {
         given={"token_type_ids": torch.tensor([[0] * 12 + [1] * 12])},  # the prompt is read in both directions
     ),
     "pp_chart2table": Sight({"vision_config": SAM, "image_token_index": IMAGE}),
+    "qwen2_5_omni_thinker": Sight(
+        {
+            "vision_config": QWEN,
+            "audio_config": {
+                "d_model": 32,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 4,
+                "encoder_ffn_dim": 48,
+                "output_dim": 32,
+            },
+            "image_token_index": IMAGE,
+            "vision_start_token_id": BEFORE,
+        },
+        **PATCHES,
+    ),
     "qwen2_5_vl": qwen(QWEN),
     "qwen2_vl": qwen(QWEN),
     "qwen3_5": qwen(QWEN_3),
@@ -239,7 +299,10 @@ SIGHTS: dict[str, Sight] = {
 
 # family of the text part → what its config needs here besides what it needs alone
 TEXTS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text"), ROTARY),
+    **dict.fromkeys(
+        ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text"),
+        ROTARY,
+    ),
     **dict.fromkeys(("hunyuan_vl_text", "paddleocr_vl_text", "qwen3_5_text", "qwen3_5_moe_text"), ROTARY),
 }
 
@@ -285,7 +348,7 @@ def build_multimodal(
 def with_image(model_type: str) -> dict[str, Tensor]:
     """Token ids `[1, seq]`, an image among them, and the image as the model takes it."""
     sight = SIGHTS[model_type]
-    ids = torch.arange(1, 25) * 7 % VOCABULARY
+    ids = torch.arange(1, max(25, sight.tokens + 8)) * 7 % VOCABULARY
     ids[1] = BEFORE
     ids[2 : 2 + sight.tokens] = IMAGE
     pixels = torch.randn(sight.pixels, generator=torch.Generator().manual_seed(1))

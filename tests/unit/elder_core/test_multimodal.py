@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from tests.unit.elder_core.test_cutting import cut, files, loaded_and_saved, raw
 from tests.unit.elder_core.test_methods import context_of
 from tests.unit.elder_core.test_pipeline import write_text
 
+NAMED_AS_PUBLISHED = ("deepseek_ocr2",)  # by transformers, whatever names it has read
 SETS = ((0, 5), (1, 3, 5))  # which all families have words for
 
 
@@ -59,11 +61,12 @@ def test_row_fits_the_model(family: str, text: str) -> None:
     assert type(model).__name__ == row.model_class
     assert row.text_type == part.model_type == text
     assert len(decoder_layers(model)) == getattr(part, row.count) == LAYERS
-    assert AutoConfig.for_model(family).tie_word_embeddings == row.tied
+    assert getattr(AutoConfig.for_model(family), "tie_word_embeddings", False) == row.tied  # as transformers has it
     assert set(model._keep_in_fp32_modules_strict or ()) == set(row.float32)
     ignored = model._keys_to_ignore_on_load_unexpected or ()
     assert {key for key in ignored if not re.search(r"layers\\\.\d+", key)} <= {*row.not_loaded}
     default = AutoConfig.for_model(text).to_dict()
+    default[row.count] = row.layers(default)
     assert DEFAULTS[text] == tuple(name and default[name] for name in (row.count, row.hidden, row.positions))
 
 
@@ -82,7 +85,7 @@ def test_embeddings_are_tied_where_transformers_ties_them(
     family: str, text: str, of_whole: dict[str, Any], of_text: dict[str, Any]
 ) -> None:
     config = AutoConfig.for_model(family, **of_whole, text_config={"model_type": text, **of_text})
-    assert table.find(family, text).ties(of_whole, of_text) == config.tie_word_embeddings
+    assert table.find(family, text).ties(of_whole, of_text) == getattr(config, "tie_word_embeddings", False)
 
 
 @pytest.mark.parametrize("removed", SETS)
@@ -97,7 +100,7 @@ def test_files_are_cut_as_models_are_and_what_sees_is_left_alone(
     assert (saved / "preprocessor_config.json").is_file()
     assert saved_sizes(source.info, OutputSpec()).without(removed) == checkpoint_bytes(saved)
     towers = {name: tensor for name, tensor in raw(source.path).items() if source.info.row.place(name)[1] is None}
-    assert any(re.search("vis|vit|tower", name) for name in towers)
+    assert any(re.search("vis|vit|tower|sam_model", name) for name in towers)
     assert towers.items() <= raw(saved).items()
 
 
@@ -110,8 +113,12 @@ def test_names_in_files_stay_as_they_are(
     model.save_pretrained(tmp_path / "source", save_original_format=False)
     tiny_tokenizer.save_pretrained(tmp_path / "source")
     source = resolved(tmp_path / "source")
-    assert files(cut(source, tmp_path / "cut", (0, 5))) == files(loaded_and_saved(source, tmp_path / "saved", (0, 5)))
-    assert names(tmp_path / "cut", source) <= names(source.path, source)
+    found, saved = cut(source, tmp_path / "cut", (0, 5)), loaded_and_saved(source, tmp_path / "saved", (0, 5))
+    if family in NAMED_AS_PUBLISHED:
+        assert Counter(raw(found).values()) == Counter(raw(saved).values())
+    else:
+        assert files(found) == files(saved)
+    assert names(found, source) <= names(source.path, source)
 
 
 def test_names_of_published_files_stay_as_they_are(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -166,7 +173,7 @@ def test_a_config_that_leaves_out_what_is_usual(tmp_path: Path, tiny_tokenizer: 
         inspect_checkpoint(source.path)
 
 
-def test_a_text_part_that_has_not_been_tried_is_refused() -> None:
+def test_a_text_part_that_has_no_row_there_is_refused() -> None:
     with pytest.raises(UnsupportedArchitecture, match=r"text part of this llava model is .*'mamba'"):
         inspect_config({"model_type": "llava", "text_config": {"model_type": "mamba"}})
 
