@@ -26,7 +26,7 @@ from transformers import (
 from elder_core.agreement import as_invalid_checkpoint, check_agreement
 from elder_core.disk import file_sha256, sync
 from elder_core.errors import InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
-from elder_core.hub import PROCESSOR_PATTERNS, TOKENIZER_PATTERNS, fetch
+from elder_core.hub import NAMED_TEMPLATES, PROCESSOR_PATTERNS, TOKENIZER_PATTERNS, fetch
 from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
 from elder_core.manifest import Provenance, verify, write_manifest
 from elder_core.model_card import CARD_FILE, model_card
@@ -53,7 +53,6 @@ __all__ = [
 GENERATION_FILE = "generation_config.json"
 FOREIGN_CODE = "auto_map"  # the classes, in Python files beside a config, by which remote code reads it
 LICENCE_PATTERNS = ("LICENSE*", "NOTICE*")
-NAMED_TEMPLATES = "additional_chat_templates/*.jinja"  # the one folder that transformers saves in a checkpoint
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,13 @@ TOKENIZER_PATTERNS = (
     "*.model",
     "*.tiktoken",
 )
+NAMED_TEMPLATES = "additional_chat_templates/*.jinja"  # in the one folder that transformers saves in a checkpoint
 PROCESSOR_PATTERNS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 TEXT_PATTERNS = ("generation_config.json", "README.md", "LICENSE*", "NOTICE*")
 # The index names its shards; these are the ways in which repositories call them.
 SHARD_PATTERNS = ("model*-*-of-*.safetensors", "pytorch_model*-*-of-*.safetensors")
 WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, *SHARD_PATTERNS)
-NEVER = ("*/*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl")  # also nothing from sub-folders
+NEVER = ("*/*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl")  # also nothing from sub-folders but NAMED_TEMPLATES
 TRY_AGAIN = frozenset({408, 429})
 GIVE_TOKEN = "set HF_TOKEN (of a service: for the API and the workers)"
 
@@ -100,16 +101,19 @@ def listed(
 def _snapshot(
     api: HfApi, model_id: str, revision: str | None, cache: Path | None, *, local_files_only: bool = False
 ) -> Path:
-    return Path(
+    at_the_top = [CONFIG_FILE, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS, *PROCESSOR_PATTERNS, *TEXT_PATTERNS]
+    folders = [
         api.snapshot_download(
             model_id,
             revision=revision,
             cache_dir=cache,
-            allow_patterns=[CONFIG_FILE, *WEIGHT_PATTERNS, *TOKENIZER_PATTERNS, *PROCESSOR_PATTERNS, *TEXT_PATTERNS],
-            ignore_patterns=list(NEVER),
+            allow_patterns=allowed,
+            ignore_patterns=never,
             local_files_only=local_files_only,
         )
-    )
+        for allowed, never in ((at_the_top, list(NEVER)), ([NAMED_TEMPLATES], None))  # "*" means "/" too
+    ]
+    return Path(folders[0])
 
 
 def _cached(api: HfApi, model_id: str, revision: str | None, cache: Path | None) -> Download:

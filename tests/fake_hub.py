@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer_info(self, revision: str) -> None:
         if revision not in ("main", COMMIT):
             return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        siblings = [{"rfilename": file.name} for file in self.files()]
+        siblings = [{"rfilename": self.name_of(file)} for file in self.files()]
         return self.answer(200, body=json.dumps({"id": MODEL, "sha": COMMIT, "siblings": siblings}).encode())
 
     def answer_file(self, name: str) -> None:
@@ -102,10 +102,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.sent_bytes += len(body)
 
     def files(self) -> list[Path]:
-        return sorted(self.server.folder.iterdir())
+        return sorted(file for file in self.server.folder.rglob("*") if file.is_file())
+
+    def name_of(self, file: Path) -> str:
+        return file.relative_to(self.server.folder).as_posix()
 
     def entry(self, file: Path) -> dict[str, object]:
-        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
+        name = self.name_of(file)
+        return {"type": "file", "path": name, "size": file.stat().st_size, "oid": name}
 
     def log_message(self, *_: object) -> None:
         pass

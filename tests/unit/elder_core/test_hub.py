@@ -43,7 +43,8 @@ def resolve(sources, model_id="team/model", revision=None):
 
 
 def downloaded(sources):
-    return {file.name for file in sources.hub_cache.rglob("snapshots/*/*")}
+    files = (file for file in sources.hub_cache.rglob("*") if file.is_file() and "snapshots" in file.parts)
+    return {file.as_posix().rpartition(f"/{COMMIT}/")[2] for file in files}
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
@@ -99,10 +100,16 @@ def test_only_what_a_checkpoint_needs_is_downloaded(hub, sources):
         "data.parquet",
         "LICENSE",
         "README.md",
+        "additional_chat_templates/rag.jinja",
+        "additional_chat_templates/rag.py",
+        "tokenizer/tokenizer.json",
+        "onnx/model.safetensors",
     ):
+        (hub.folder / name).parent.mkdir(exist_ok=True)
         (hub.folder / name).write_text("x")
     resolve(sources)
     assert downloaded(sources) == {
+        "additional_chat_templates/rag.jinja",
         "LICENSE",
         "README.md",
         "chat_template.jinja",
