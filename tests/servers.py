@@ -187,6 +187,7 @@ def _process(
 def _die_with_parent() -> None:
     """In the child before exec: even a killed test run leaves no server behind (Linux)."""
     if sys.platform == "linux":
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell's background job is deaf to it, and so are its children
         ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
 
 

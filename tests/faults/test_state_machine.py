@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,17 @@ class Expected:
     order: int = 0
 
 
+@cache
+def empty_database() -> bytes:
+    """Its file, migrated once for all runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder, "x.db")
+        engine = make_engine(f"sqlite:///{database}")
+        migrate(engine)
+        engine.dispose()
+        return database.read_bytes()
+
+
 class Jobs(RuleBasedStateMachine):
     """The model beside the database."""
 
@@ -51,8 +63,9 @@ class Jobs(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="elder-machine-"))
-        self.engine = make_engine(f"sqlite:///{self.folder / 'x.db'}")
-        migrate(self.engine)
+        database = self.folder / "x.db"
+        database.write_bytes(empty_database())
+        self.engine = make_engine(f"sqlite:///{database}")
         self.sessions = make_sessions(self.engine)
         self.known: dict[str, Expected] = {}
 
@@ -218,6 +231,7 @@ class TestJobs(Jobs.TestCase):  # type: ignore[name-defined, misc]
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)
 def test_whatever_callers_workers_and_time_do() -> None:
     """In random order, 60 steps in each of 300 runs: only the table's transitions, only by the attempt that holds."""
     from hypothesis.stateful import run_state_machine_as_test
