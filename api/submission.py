@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -27,10 +28,20 @@ def submit(
     Raises:
         ElderError: the job is refused, or the key came with another body before.
     """
-    spec = JobSpec.model_validate(body.model_dump(include=set(JobSpec.model_fields)))
-    validation.check(spec, services.settings.sources, services.hub)
-    submission = service.Submission(
-        spec=spec,
+    submission = _submission(services, body, idempotency_key, owner)
+    if (known := _replayed(services, submission)) is not None:
+        return known, False
+    validation.check(submission.spec, services.settings.sources, services.hub)
+    row, created = _store(services, replace(submission, needs=_needs(body, submission.spec, services)))
+    if created and not queue.send_hint(services.celery):
+        _note_lost_hint(services, row.id)
+    return row, created
+
+
+def _submission(services: Services, body: JobCreate, idempotency_key: str | None, owner: str) -> service.Submission:
+    """What the caller asked for, not yet checked, and without an estimate of what it needs."""
+    return service.Submission(
+        spec=JobSpec.model_validate(body.model_dump(include=set(JobSpec.model_fields))),
         max_attempts=services.settings.max_attempts,
         priority=body.priority,
         max_runtime_seconds=body.max_runtime_seconds,
@@ -38,14 +49,20 @@ def submit(
         metadata=body.metadata,
         idempotency_key=idempotency_key,
         owner=owner,
-        needs=_needs(body, spec, services),
         stated_needs=Needs(body.needs.device, body.needs.memory_bytes),
         hint_follows=True,
     )
-    row, created = _store(services, submission)
-    if created and not queue.send_hint(services.celery):
-        _note_lost_hint(services, row.id)
-    return row, created
+
+
+def _replayed(services: Services, submission: service.Submission) -> JobRow | None:
+    """The job of an earlier use of the same key, whatever has become of its model since.
+
+    A transaction of its own: a look at the hub must hold no connection to the database.
+    """
+    if submission.idempotency_key is None:
+        return None
+    with services.sessions.begin() as session:
+        return service.replayed(session, submission)
 
 
 def _needs(body: JobCreate, spec: JobSpec, services: Services) -> Needs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,13 +87,27 @@ def listed(
 
     `timeout` is how many seconds the hub may be silent. Errors are the hub client's; see `translated`.
     """
-    found = api.model_info(model_id, revision=revision, timeout=timeout)
-    names = [sibling.rfilename for sibling in found.siblings or () if "/" not in sibling.rfilename]
+    commit, files = _info(api, model_id, revision, timeout)
+    names = [name for name in files if "/" not in name]
     refuse_adapter(names)
     if CONFIG_FILE not in names:
         raise InvalidCheckpoint(f"{model_id} has no {CONFIG_FILE}: it is no transformers checkpoint.", loc=MODEL)
     refuse_pickled(names)
-    assert found.sha is not None  # the hub gives it unless `expand` leaves it out
+    return commit, names
+
+
+def _info(api: HfApi, model_id: str, revision: str | None, timeout: float) -> tuple[str, list[str]]:
+    """Commit and file names, also of folders, as the hub tells them."""
+    try:
+        found = api.model_info(model_id, revision=revision, timeout=timeout)
+        names = [sibling.rfilename for sibling in found.siblings or ()]
+    except HFValidationError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        # The client takes apart, unchecked, whatever comes with status 200.
+        raise unreachable(model_id, f"it, or a proxy on the way, answers with something else: {error!r}") from error
+    if not isinstance(found.sha, str) or not all(isinstance(name, str) for name in names):
+        raise unreachable(model_id, "it, or a proxy on the way, names no commit or no files")
     return found.sha, names
 
 
@@ -147,8 +160,6 @@ def translated(model_id: str, revision: str | None) -> Iterator[None]:
         raise unreachable(model_id, f"it answers with status {status}") from error
     except (httpx2.HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise unreachable(model_id, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    except json.JSONDecodeError as error:
-        raise unreachable(model_id, f"it, or a proxy on the way, answers with no JSON: {error}") from error
 
 
 def unreachable(model_id: str, reason: str) -> HubUnreachable:

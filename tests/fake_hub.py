@@ -22,17 +22,20 @@ Headers = dict[str, str]
 class FakeHub(ThreadingHTTPServer):
     """One model, `team/model`, whose only commit is COMMIT and whose files are those in `folder`.
 
-    `failure`, if there is one, is the answer to every request, and `file_failure` to those for a file. `ranges`: parts
-    of files are given. `answering`, while it is clear, keeps every caller waiting. `asked` are the paths of all
-    requests, `tokens` how each says who asks, and `sent_bytes` what has gone out in answer.
+    `failure`, if there is one, is the answer to every request, with the body `failure_body`, and `file_failure` to
+    those for a file. `ranges`: parts of files are given. `lengths`: an answer says how long it is. `answering`, while
+    it is clear, keeps every caller waiting. `asked` are the paths of all requests, `tokens` how each says who asks, and
+    `sent_bytes` what has gone out in answer.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.failure: tuple[int, Headers] | None = None
+        self.failure_body = b""
         self.file_failure: tuple[int, Headers] | None = None
         self.ranges = True
+        self.lengths = True
         self.answering = threading.Event()
         self.answering.set()
         self.asked: list[str] = []
@@ -56,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.answering.wait()
         path = self.path.partition("?")[0]
         if self.server.failure is not None:
-            self.answer(*self.server.failure)
+            self.answer(*self.server.failure, self.server.failure_body)
         elif path == f"/api/models/{MODEL}":
             self.answer_info("main")
         elif not path.startswith((f"/api/models/{MODEL}/", f"/{MODEL}/")):
@@ -94,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, headers: Headers | None = None, body: bytes = b"") -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+        length = {"Content-Length": str(len(body))} if self.server.lengths else {}
+        for name, value in {**length, **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":

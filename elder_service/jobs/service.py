@@ -57,6 +57,26 @@ class Submission:
         return hashlib.sha256(json.dumps(self.body(), sort_keys=True).encode()).hexdigest()
 
 
+def replayed(session: Session, submission: Submission) -> JobRow | None:
+    """The job that the key of `submission`, if it has one, has created in the last 24 hours.
+
+    Raises:
+        IdempotencyMismatch: the key came with another body then, from the same owner.
+    """
+    if submission.idempotency_key is None:
+        return None
+    since = database_now(session) - IDEMPOTENCY_LIFE
+    known = repository.idempotency(session, submission.owner, submission.idempotency_key, since)
+    if known is None:
+        return None
+    if known.body_hash != submission.body_hash():
+        raise IdempotencyMismatch(
+            f"Idempotency-Key {known.key!r} was used with another body, for {known.job_id}; "
+            "use a new key for a new job."
+        )
+    return repository.get(session, known.job_id)
+
+
 def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
     """Store the job, its first event and its idempotency record together.
 
@@ -67,12 +87,10 @@ def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
         IdempotencyMismatch: the key came with another body before, from the same owner.
         sqlalchemy.exc.IntegrityError: the same key is being used at this moment; try again.
     """
+    known = replayed(session, submission)
+    if known is not None:
+        return known, False
     now = database_now(session)
-    if submission.idempotency_key is not None:
-        since = now - IDEMPOTENCY_LIFE
-        known = repository.idempotency(session, submission.owner, submission.idempotency_key, since)
-        if known is not None:
-            return _replay(session, known, submission), False
     row = JobRow(
         id=new_id("job"),
         status=Status.QUEUED,
@@ -112,15 +130,6 @@ def submit(session: Session, submission: Submission) -> tuple[JobRow, bool]:
     repository.add_event(session, row, events.CREATED, now, {"method": row.method})
     session.flush()
     return row, True
-
-
-def _replay(session: Session, known: IdempotencyRow, submission: Submission) -> JobRow:
-    if known.body_hash != submission.body_hash():
-        raise IdempotencyMismatch(
-            f"Idempotency-Key {known.key!r} was used with another body, for {known.job_id}; "
-            "use a new key for a new job."
-        )
-    return repository.get(session, known.job_id)
 
 
 def cancel(session: Session, job_id: str) -> JobRow:

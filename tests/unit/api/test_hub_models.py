@@ -171,12 +171,27 @@ def test_a_hub_in_trouble_refuses_no_job(
     assert says in caplog.text
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        "<html>Café".encode("latin-1"),
+        b"[]",
+        b'{"error": "login"}',
+        b'{"id": "team/model", "siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}]}',
+        b'{"id": "team/model", "sha": 1, "siblings": [{"rfilename": "config.json"}]}',
+        b'{"id": "team/model", "sha": "0123", "siblings": ["config.json"]}',
+        b'{"id": "team/model", "sha": "0123", "siblings": [{"rfilename": 1}]}',
+        b"[" * 200_000,
+    ],
+    ids=["nothing", "latin-1", "list", "login", "no commit", "odd commit", "odd files", "odd names", "deep"],
+)
 def test_nor_does_a_proxy_that_answers_in_its_stead(
-    client: TestClient, hub: FakeHub, caplog: pytest.LogCaptureFixture
+    client: TestClient, hub: FakeHub, caplog: pytest.LogCaptureFixture, body: bytes
 ) -> None:
-    hub.failure = (200, {})
+    hub.failure, hub.failure_body = (200, {}), body
     submit(client, **HUB_JOB)
-    assert "answers with no JSON" in caplog.text
+    assert "it, or a proxy on the way," in caplog.text
 
 
 def test_nor_one_that_is_down(
@@ -227,6 +242,23 @@ def test_a_refused_model_does_not_use_up_the_key(client: TestClient, hub: FakeHu
     refuse(client, HUB_JOB, 422, **key)
     hub.failure = None
     assert client.post("/v1/jobs", json=HUB_JOB, headers=key).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "failure", [(404, {"X-Error-Code": "RepoNotFound"}), (403, {"X-Error-Code": "GatedRepo"}), (503, {})]
+)
+def test_a_job_is_given_again_without_a_look(
+    client: TestClient, hub: FakeHub, failure: tuple[int, dict[str, str]]
+) -> None:
+    key = {"Idempotency-Key": "abc"}
+    first = client.post("/v1/jobs", json=HUB_JOB, headers=key).json()
+    hub.failure = failure
+    hub.asked.clear()
+    again = client.post("/v1/jobs", json=HUB_JOB, headers=key)
+    assert (again.status_code, again.json()["id"]) == (200, first["id"])
+    other = refuse(client, {**HUB_JOB, "ratio": 0.5}, 422, **key)
+    assert other["code"] == "idempotency_mismatch"
+    assert hub.asked == []
 
 
 def test_the_form_says_it_beside_the_field(client: TestClient, hub: FakeHub) -> None:
