@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from elder_core.agreement import as_invalid_checkpoint, check_agreement
+from elder_core.architectures import table
 from elder_core.disk import file_sha256, sync
 from elder_core.errors import InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
 from elder_core.hub import NAMED_TEMPLATES, PROCESSOR_PATTERNS, TOKENIZER_PATTERNS, fetch
@@ -32,7 +33,7 @@ from elder_core.manifest import Provenance, verify, write_manifest
 from elder_core.model_card import CARD_FILE, model_card
 from elder_core.spec import ModelRef, Precision
 from elder_core.surgery import row_of
-from elder_core.weight_files import INDEX_FILE, checkpoint_bytes, weight_files
+from elder_core.weight_files import INDEX_FILE, checkpoint_bytes, read_json_object, weight_files
 
 __all__ = [
     "LoadedModel",
@@ -259,6 +260,17 @@ def save_config(config: PreTrainedConfig, folder: Path, dtype: torch.dtype | str
         part.dtype = dtype
         vars(part).pop(FOREIGN_CODE, None)
     config.save_pretrained(folder)
+    _tell_old_readers(folder / CONFIG_FILE)
+
+
+def _tell_old_readers(file: Path) -> None:
+    """Add to a config.json what its authors' own code needs and transformers leaves out."""
+    settings = read_json_object(file)
+    row = table.find_for(settings)
+    part = table.text_settings(row, settings)
+    if told := row.for_old_readers(part):
+        whole = {**settings, table.TEXT: {**part, **told}} if row.text_type else {**settings, **told}
+        file.write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -30,12 +30,8 @@ NOT_OF_LAYERS = (
     *("architectures", "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
     *("time_step_limit", "ssm_multipliers", "mlp_multipliers"),
     *("image_size", "patch_size", "temporal_patch_size", "vision_feature_layer"),
-    *(
-        "mtp_layer_types",
-        "mtp_mlp_layer_types",
-        "mtp_layers_block_type",
-        "mtp_local_layer_ids",
-    ),  # of layers that are not loaded
+    # of layers that are not loaded
+    *("mtp_layer_types", "mtp_mlp_layer_types", "mtp_layers_block_type", "mtp_local_layer_ids"),
 )
 
 # The kinds of layers that old files call otherwise: transformers renames them as it loads a config's layer_types.
@@ -100,8 +96,8 @@ class Architecture:
     tensors that files hold and transformers does not load: what old versions computed with, and what predicts several
     tokens at once. `aliases` are other names that a config.json may have for the settings above, each with the setting.
     `listed` is the list whose length is the number of layers, where the config has no number of them; `spelled` the
-    word that stands for it in old files. `stacks` is a pattern of what files call the stack, where that is not its
-    path in the model; names are saved as they are there.
+    word that stands for it in old files, and is written again for those who read no list. `stacks` is a pattern of what
+    files call the stack, where that is not its path in the model; names are saved as they are there.
     `text_type` is the family of the text part, where that is only a part of the model: all settings are those of the
     config's `text_config`, and tensors are saved by the names that they have in the source's files.
     """
@@ -156,6 +152,15 @@ class Architecture:
         """The number of layers that a config has, as it says; None if it leaves that out."""
         entries = settings.get(self.listed) if self.listed else None
         return len(entries) if isinstance(entries, list | tuple) else settings.get(self.count)
+
+    def for_old_readers(self, settings: Settings) -> dict[str, object]:
+        """Of a config as transformers writes it, what else the authors' own code reads: see `spelled`."""
+        if self.spelled is None:
+            return {}
+        letters = {kind: letter for letter, kind in self.spelled.letters}
+        kinds = settings[self.spelled.of]
+        assert isinstance(kinds, list)
+        return {self.count: len(kinds), self.spelled.name: "".join(letters[kind] for kind in kinds)}
 
     def keeps(self, tensor: str) -> bool:
         """Whether the tensor of that name is saved again; others are computed anew, or not loaded at all."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
 from elder_core.architectures.architecture import COMMON_REFUSALS, Architecture, Refusal, Spelled
 from elder_core.architectures.refused import REFUSED
@@ -28,6 +29,7 @@ from elder_core.architectures.rules import (
     Runs,
     Settings,
     Step,
+    Threshold,
     Within,
 )
 from elder_core.errors import UnsupportedArchitecture
@@ -362,6 +364,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.layers",
             per_layer=("layer_types", MLPS),
             rules=(Indices("local_layer_ids"),),
+            first_authors=(Threshold("dense_mlp_idx"),),
             writers=(),
             float32=(
                 *("attn_sconv", "mlp_sconv", "k_sconv", "v_sconv"),
@@ -679,7 +682,7 @@ class Multimodal:
     What sees is left as it is; layers are removed from the text part. `stack`, `tied` and `not_loaded` (None: that of
     the text part) are as in Architecture; `text_ties`: embeddings are tied as well where the config of the text part
     has them tied. `refused` are families of text parts that it may have and that cannot be pruned there, each with the
-    reason.
+    reason. `released_text` is what released files call `text_config`, where that is another name.
     """
 
     model_type: str
@@ -690,6 +693,7 @@ class Multimodal:
     text_ties: bool = False
     not_loaded: tuple[str, ...] | None = None
     refused: tuple[tuple[str, str], ...] = ()
+    released_text: str | None = None
 
     def around(self, text_type: str | None) -> Architecture:
         """The row of the whole model.
@@ -768,6 +772,7 @@ MULTIMODAL: dict[str, Multimodal] = {
             ("nemotron_h",),
             stack="language_model.model.layers",
             not_loaded=(r"audio_tower\.feature_extractor\.", "mtp.*"),
+            released_text="llm_config",
         ),
         Multimodal("ovis2", "Ovis2ForConditionalGeneration", ("qwen2",), tied=True),
         Multimodal(
@@ -829,14 +834,23 @@ def find_for(settings: Settings) -> Architecture:
     Raises:
         UnsupportedArchitecture: see find.
     """
-    part = settings.get(TEXT)
-    return find(str(settings.get("model_type") or "none"), part.get("model_type") if isinstance(part, dict) else None)
+    model_type = str(settings.get("model_type") or "none")
+    part = _text_part(model_type, settings)
+    return find(model_type, None if part is None else part.get("model_type"))
 
 
 def text_settings(row: Architecture, settings: Settings) -> Settings:
     """Those of the text part: `settings` themselves where that is the whole model, or old files do not part them."""
-    part = settings.get(TEXT)
-    return part if row.text_type and isinstance(part, dict) else settings
+    part = _text_part(row.model_type, settings)
+    return settings if part is None else part
+
+
+def _text_part(model_type: str, settings: Settings) -> dict[str, Any] | None:
+    """The config of the text part, by the name that comes first; None where there is none of its own."""
+    if model_type not in MULTIMODAL:
+        return None
+    names = filter(None, (TEXT, MULTIMODAL[model_type].released_text))
+    return next((part for name in names if isinstance(part := settings.get(name), dict)), None)
 
 
 def check_settings(row: Architecture, settings: Settings) -> None:

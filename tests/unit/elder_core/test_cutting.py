@@ -180,6 +180,9 @@ def test_a_stack_that_files_call_otherwise_keeps_its_name(
     stack = "backbone" if as_published else "model"
     layers = {name.split(".layers.")[0] for name in raw(tmp_path / "cut") if ".layers." in name}
     assert layers == {stack}
+    written = json.loads((tmp_path / "cut" / "config.json").read_text())
+    assert written["layers_block_type"] == ["moe", "full_attention", "mlp", "linear_attention"]
+    assert (written["num_hidden_layers"], written["hybrid_override_pattern"]) == (4, "E*-M"), "its authors' code"
 
 
 def test_what_old_checkpoints_hold_is_left_out(

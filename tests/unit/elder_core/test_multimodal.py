@@ -16,7 +16,7 @@ from elder_core import pipeline
 from elder_core.architectures import table
 from elder_core.architectures.defaults import DEFAULTS
 from elder_core.checkpoints import Resolved
-from elder_core.errors import ConfigMismatch, UnsupportedArchitecture
+from elder_core.errors import ConfigMismatch, QuantizedCheckpoint, UnsupportedArchitecture
 from elder_core.inspection import Sources, inspect_checkpoint, inspect_config
 from elder_core.methods.replaceme import ReplaceMe
 from elder_core.parameters import ElderParameters, ReplaceMeParameters
@@ -171,6 +171,27 @@ def test_a_config_that_leaves_out_what_is_usual(tmp_path: Path, tiny_tokenizer: 
     path.write_text(json.dumps(config))
     with pytest.raises(ConfigMismatch, match="5 layers"):
         inspect_checkpoint(source.path)
+
+
+def test_a_text_part_by_the_name_that_released_files_give_it(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Nemotron's with eyes: its layers are a word there, in a config of another name."""
+    source = source_of(tmp_path / "source", build_multimodal("nemotron_h_omni"), tiny_tokenizer)
+    path = source.path / "config.json"
+    config = json.loads(path.read_text())
+    text = config.pop("text_config")
+    kinds = text.pop("layers_block_type")
+    word = "".join({"linear_attention": "M", "moe": "E", "full_attention": "*", "mlp": "-"}[kind] for kind in kinds)
+    path.write_text(json.dumps({**config, "llm_config": {**text, "hybrid_override_pattern": word}}))
+    assert inspect_checkpoint(source.path).layers == LAYERS
+    with pytest.raises(QuantizedCheckpoint):
+        inspect_config({**config, "llm_config": {**text, "quantization_config": {"quant_method": "fp8"}}})
+    cut(resolved(source.path), tmp_path / "cut", (0, 5))
+    written = json.loads((tmp_path / "cut" / "config.json").read_text())["text_config"]
+    assert (written["layers_block_type"], written["num_hidden_layers"]) == (kinds[1:5], 4)
+    assert written["hybrid_override_pattern"] == word[1:5]
+    assert inspect_checkpoint(tmp_path / "cut").layers == 4
 
 
 def test_a_text_part_that_has_no_row_there_is_refused() -> None:

@@ -235,6 +235,14 @@ def test_what_the_first_authors_say_of_layers_is_said_of_those_that_stay(make_ti
     assert (settings["hybrid_layer_pattern"], settings["moe_layer_freq"]) == ([0, 1, 0, 1], [0, 1, 1, 1])
 
 
+def test_inklings_number_of_dense_layers_goes_with_the_list_beside_it(make_tiny):
+    model = make_tiny("inkling_text", dense_mlp_idx=2)
+    assert model.config.mlp_layer_types == ["dense"] * 2 + ["sparse"] * 4
+    remove_layers(model, (0, 4))
+    settings = model.config.to_dict()
+    assert (settings["dense_mlp_idx"], settings["mlp_layer_types"]) == (1, ["dense"] + ["sparse"] * 3)
+
+
 def test_what_the_first_authors_say_of_layers_agrees_with_what_transformers_says(make_tiny):
     """Kimi Linear's own settings number layers from 1; read alone they give the lists that transformers writes."""
     own = {
