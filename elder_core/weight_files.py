@@ -68,14 +68,18 @@ def read_json_object(path: Path) -> dict[str, object]:
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise InvalidCheckpoint(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes; this is no {path.name}.")
+            raise InvalidCheckpoint(
+                f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes; this is no {path.name}.", loc=("model", "id")
+            )
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise InvalidCheckpoint(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        raise InvalidCheckpoint(
+            f"{path.name} cannot be read: {error.strerror or error}.", loc=("model", "id")
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidCheckpoint(f"{path.name} is not valid JSON: {error}.") from error
+        raise InvalidCheckpoint(f"{path.name} is not valid JSON: {error}.", loc=("model", "id")) from error
     if not isinstance(found, dict):
-        raise InvalidCheckpoint(f"{path.name} holds no JSON object.")
+        raise InvalidCheckpoint(f"{path.name} holds no JSON object.", loc=("model", "id"))
     return found
 
 

@@ -121,13 +121,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[FakeHub]:
-    """The hub that the client knows is one of our own, for as long as this lasts."""
+    """The hub that the client knows is one of our own, and no token is known, for as long as this lasts."""
     with FakeHub(folder) as server, pytest.MonkeyPatch.context() as patch:
         endpoint = f"http://127.0.0.1:{server.server_port}"
         patch.setattr(constants, "ENDPOINT", endpoint)
         template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            patch.delenv(name, raising=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

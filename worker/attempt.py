@@ -120,8 +120,8 @@ class Attempt:
     def _watch(self, child: Child) -> bool:
         while True:
             try:
-                message = child.connection.recv() if child.connection.poll(POLL_SECONDS) else None
-            except (EOFError, OSError):  # the latter: it ended within a message
+                message = child.heard(POLL_SECONDS)
+            except (EOFError, OSError):
                 return self._died(child)
             if isinstance(message, Progress):
                 self._latest = message

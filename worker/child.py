@@ -29,6 +29,7 @@ DISCARD = signal.SIGUSR1
 STOP_POLL_SECONDS = 0.1
 DEATH_SECONDS = 2.0  # for a process that closed its pipe to end
 VMSTAT = Path("/proc/vmstat")  # Linux's counters, of the whole machine also where a container reads them
+LATELY_SECONDS = 30.0
 LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 8192
 
@@ -72,7 +73,7 @@ class Child:
     def __init__(self, context: ForkServerContext, assignment: Assignment) -> None:
         scratch.make(assignment.scratch)
         self._log_path = assignment.log_path
-        self._kernel_kills = kernel_kills()
+        self._kernel_kills = KernelKills()
         self.connection, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=child_main, args=(assignment, theirs), name=assignment.job_id)
         self._process.start()
@@ -110,6 +111,18 @@ class Child:
         self.kill()
         return outcome
 
+    def heard(self, seconds: float) -> Message | None:
+        """The next message; None if there is none within `seconds`.
+
+        Raises:
+            EOFError, OSError: there is none to come; the latter if the process ended within a message.
+        """
+        self._kernel_kills.look()
+        if not self.connection.poll(seconds):
+            return None
+        message: Message = self.connection.recv()
+        return message
+
     def _received(self) -> Message | None:
         """The next message; None when there is none to come."""
         try:
@@ -139,7 +152,7 @@ class Child:
     def death(self) -> tuple[RunnerDied | OutOfMemory, dict[str, object]]:
         """Why the process ended without a word: the error and its details. One that goes on in silence is killed.
 
-        It was out of memory if SIGKILL ended it and the kernel killed something for want of memory meanwhile.
+        It was out of memory if SIGKILL ended it and the kernel has just killed something for want of memory.
         """
         self._process.join(DEATH_SECONDS)
         silent = self._process.exitcode is None
@@ -154,19 +167,44 @@ class Child:
             return RunnerDied(f"The job's process ended with exit code {code}."), {**details, "exit_code": code}
         name = signal.Signals(-code).name
         details["signal"] = name
-        if -code == signal.SIGKILL and kernel_kills() > self._kernel_kills:
+        if -code == signal.SIGKILL and self._kernel_kills.lately():
             return OutOfMemory(f"The kernel ended the job's process for want of memory. {OutOfMemory.REMEDY}"), details
-        return RunnerDied(f"The job's process was ended by {name}."), details
+        unknown = -code == signal.SIGKILL and self._kernel_kills.untold
+        hint = " (often the kernel, for want of memory)" if unknown else ""
+        return RunnerDied(f"The job's process was ended by {name}{hint}."), details
 
 
-def kernel_kills() -> int:
-    """How many processes the kernel has killed for want of memory since it started; 0 where it does not tell."""
+class KernelKills:
+    """Whether the kernel has lately killed a process for want of memory, by its counter for the whole machine."""
+
+    def __init__(self) -> None:
+        self._before = self._last = _kernel_kills()
+        self._looked = time.monotonic()
+
+    @property
+    def untold(self) -> bool:
+        """Whether this kernel does not count them."""
+        return self._last is None
+
+    def look(self) -> None:
+        """To be called often: what the counter was a while ago is what it is compared with."""
+        if time.monotonic() - self._looked >= LATELY_SECONDS:
+            self._before, self._last = self._last, _kernel_kills()
+            self._looked = time.monotonic()
+
+    def lately(self) -> bool:
+        """Whether it has since the last look but one; a large process takes a while from its kill to its end."""
+        now = _kernel_kills()
+        return now is not None and self._before is not None and now > self._before
+
+
+def _kernel_kills() -> int | None:
     try:
         counters = VMSTAT.read_text(encoding="utf-8")
     except OSError:
-        return 0
+        return None
     found = re.search(r"^oom_kill (\d+)$", counters, re.MULTILINE)
-    return int(found[1]) if found else 0
+    return int(found[1]) if found else None
 
 
 def log_tail(path: Path) -> list[str]:

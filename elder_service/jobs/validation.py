@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from elder_core import budgets, inspection
@@ -11,8 +13,16 @@ from elder_core.errors import ElderError, SequenceTooLong
 from elder_core.inspection import Sources
 from elder_core.overlap import check_sources
 from elder_core.sizes import count_to_remove
-from elder_core.spec import JobSpec, ModelRef
+from elder_core.spec import JobSpec
 from elder_service.jobs.hub_look import HubLook
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the rest must know of a model; without arguments, of one that nobody has looked at."""
+
+    default_length: int = 1
+    most_layers: int | None = None
 
 
 def check(spec: JobSpec, sources: Sources, hub: HubLook) -> None:
@@ -22,32 +32,32 @@ def check(spec: JobSpec, sources: Sources, hub: HubLook) -> None:
     in the stage `resolving`. So is, of a large text, all but its beginning.
     """
     spec.check_target()
-    default_length, most = 1, None  # of a model that nobody has looked at
-    with _folder(spec.model, sources, hub) as folder:
-        if folder is not None:
-            with _blaming(*inspection.MODEL):
-                info = inspection.inspect_checkpoint(folder)
-            most = budgets.most_layers(count_to_remove(spec, info), info.layers)
-            _check_sequence_length(spec, info.max_positions)
-            default_length = inspection.default_sequence_length(info.max_positions)
-    length = spec.calibration.sequence_length or default_length
+    model = _seen(spec, sources, hub)
+    length = spec.calibration.sequence_length or model.default_length
     with _blaming("calibration", "source"):
         most_tokens = inspection.check_beginning(inspection.text_path(spec.calibration.source, sources), length)
     with _blaming("evaluation", "source"):
-        inspection.check_beginning(inspection.text_path(spec.evaluation.source, sources), default_length)
+        inspection.check_beginning(inspection.text_path(spec.evaluation.source, sources), model.default_length)
     check_sources(spec, sources)
     if length > 1:
-        budgets.check_budget(spec, length, most_tokens // length, most)
+        budgets.check_budget(spec, length, most_tokens // length, model.most_layers)
 
 
-@contextmanager
-def _folder(model: ModelRef, sources: Sources, hub: HubLook) -> Iterator[Path | None]:
-    """What inspection reads of a model; None of a hub model that the hub does not show in time."""
-    with ExitStack() as stack:
-        with _blaming(*inspection.MODEL):
-            on_hub = inspection.is_hub_id(model.id)
-            folder = stack.enter_context(hub.outline(model)) if on_hub else inspection.local_model(model.id, sources)
-        yield folder
+def _seen(spec: JobSpec, sources: Sources, hub: HubLook) -> _Seen:
+    if inspection.is_hub_id(spec.model.id):
+        return hub.judged(spec.model, partial(_look, spec)) or _Seen()
+    with _blaming(*inspection.MODEL):
+        folder = inspection.local_model(spec.model.id, sources)
+    return _look(spec, folder)
+
+
+def _look(spec: JobSpec, folder: Path) -> _Seen:
+    """All that needs the model's files."""
+    with _blaming(*inspection.MODEL):
+        info = inspection.inspect_checkpoint(folder)
+    most = budgets.most_layers(count_to_remove(spec, info), info.layers)
+    _check_sequence_length(spec, info.max_positions)
+    return _Seen(inspection.default_sequence_length(info.max_positions), most)
 
 
 @contextmanager

@@ -114,6 +114,9 @@ class ScriptedChild:
         elif act is None:
             self._work()
 
+    def heard(self, seconds: float) -> Any:
+        return self.connection.recv() if self.connection.poll(seconds) else None
+
     def _work(self) -> None:
         try:
             self._theirs.send(Outcome(RESULT, tuple(self._publish(self._assignment))))

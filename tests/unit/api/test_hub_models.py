@@ -146,18 +146,59 @@ def test_a_model_that_is_not_there(
     assert says in problem["detail"]
 
 
+Answer = tuple[int, dict[str, str]]
+HIDDEN: list[Answer] = [
+    (403, {"X-Error-Code": "GatedRepo"}),
+    (401, {"X-Error-Code": "GatedRepo"}),
+    (401, {"X-Error-Code": "RepoNotFound"}),
+    (401, {}),
+    (403, {"X-Error-Message": "No."}),
+]
+
+
 @pytest.mark.parametrize("what", ["failure", "file_failure"])
-@pytest.mark.parametrize(
-    "answer",
-    [(403, {"X-Error-Code": "GatedRepo"}), (401, {"X-Error-Code": "RepoNotFound"}), (403, {"X-Error-Message": "No."})],
-)
+@pytest.mark.parametrize("answer", HIDDEN)
 def test_a_model_that_is_not_shown(
-    client: TestClient, hub: FakeHub, what: str, answer: tuple[int, dict[str, str]]
+    client: TestClient, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, what: str, answer: Answer
 ) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     setattr(hub, what, answer)
     problem = refuse(client, HUB_JOB)
     assert (problem["code"], problem["errors"][0]["loc"]) == ("model_not_found", ["model", "id"])
     assert "HF_TOKEN" in problem["detail"]
+
+
+@pytest.mark.parametrize("what", ["failure", "file_failure"])
+@pytest.mark.parametrize("answer", HIDDEN)
+def test_without_a_token_it_is_left_to_a_worker_which_may_have_one(
+    client: TestClient, hub: FakeHub, caplog: pytest.LogCaptureFixture, what: str, answer: Answer
+) -> None:
+    setattr(hub, what, answer)
+    submit(client, **HUB_JOB)
+    assert "set HF_TOKEN for the API, too" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, {"X-Error-Code": "RepoNotFound"}),
+        (404, {}),
+        (403, {"X-Error-Message": "Access to this resource is disabled."}),
+    ],
+)
+def test_what_is_not_there_for_anybody_is_refused_without_a_token(
+    client: TestClient, hub: FakeHub, answer: Answer
+) -> None:
+    hub.failure = answer
+    assert refuse(client, HUB_JOB)["code"] == "model_not_found"
+
+
+def test_a_model_that_is_too_large_to_be_looked_at(
+    client: TestClient, hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.edit_config(model_type="diffllama", padding="x" * 30_000_000)
+    submit(client, **HUB_JOB)
+    assert "too large to be looked at here" in caplog.text
 
 
 @pytest.mark.parametrize("what", ["failure", "file_failure"])

@@ -58,6 +58,16 @@ def write_index(hub, weight_map):
     (hub.folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+def json_of(path):
+    """What of a checkpoint's file is JSON."""
+    content = path.read_bytes()
+    return content[8 : 8 + int.from_bytes(content[:8], "little")] if path.suffix == ".safetensors" else content
+
+
+def parts(content):
+    return sum(content.count(sign) for sign in b"{[:")
+
+
 def same(seen, real):
     output = OutputSpec()
     return replace(seen, path=real.path) == real and saved_sizes(seen, output) == saved_sizes(real, output)
@@ -138,17 +148,69 @@ def test_an_index_that_leads_nowhere(hub, tmp_path, named, error):
         outlined(tmp_path)
 
 
-def test_a_config_that_is_too_large(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_outline, "MAX_JSON_BYTES", 50)
-    monkeypatch.setattr("elder_core.weight_files.MAX_JSON_BYTES", 50)
-    with pytest.raises(InvalidCheckpoint, match=r"larger than 50 bytes"):
+@pytest.mark.parametrize("limit", ["MOST_BYTES", "MOST_PARTS"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"])
+def test_more_json_than_is_looked_at(hub, tmp_path, monkeypatch, limit, file):
+    shard(hub, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
+    before = [hub.folder / name for name in ("config.json", "model.safetensors.index.json")]
+    before.append(hub.folder / "model-00001-of-00002.safetensors")
+    last = hub.folder / file
+    read = [json_of(path) for path in [path for path in before if path.name < last.name or path == before[0]]]
+    fits = {"MOST_BYTES": sum(map(len, read)), "MOST_PARTS": sum(map(parts, read))}
+    monkeypatch.setattr(hub_outline, limit, fits[limit] - 1 if last == before[0] else fits[limit])
+    with pytest.raises(HubUnreachable, match="too large to be looked at"):
         outlined(tmp_path)
 
 
-@pytest.mark.parametrize("failure", [(403, {"X-Error-Code": "GatedRepo"}), (401, {"X-Error-Code": "GatedRepo"})])
-def test_a_gated_model_shows_its_names_only(hub, tmp_path, failure):
+def test_a_header_that_is_too_large_is_not_asked_for(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_outline, "FIRST_BYTES", 100)
+    monkeypatch.setattr(hub_outline, "MOST_BYTES", (hub.folder / "config.json").stat().st_size + 200)
+    with pytest.raises(HubUnreachable, match="too large to be looked at"):
+        outlined(tmp_path)
+    assert len([path for path in hub.asked if "model.safetensors" in path]) == 1
+
+
+def test_a_file_that_is_too_large_is_not_read_to_its_end(hub, tmp_path, monkeypatch):
+    hub.ranges = False
+    monkeypatch.setattr(hub_outline, "MOST_BYTES", 1000)
+    hub.edit_config(padding="x" * 100_000_000)
+    with pytest.raises(HubUnreachable, match="too large to be looked at"):
+        outlined(tmp_path)
+    assert hub.sent_bytes < 100_000_000
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_mirror_that_does_not_say_how_large_json_is(hub, tmp_path, ranges):
+    hub.ranges = ranges
+    hub.lengths = False
+    if ranges:
+        assert same(outlined(tmp_path), inspect_checkpoint(hub.folder))
+    else:
+        with pytest.raises(HubUnreachable, match="does not say how large model.safetensors is"):
+            outlined(tmp_path)
+
+
+def test_a_weight_file_that_was_read_to_its_end_is_as_large_as_it_is(hub, tmp_path, monkeypatch):
+    hub.ranges = hub.lengths = False
+    monkeypatch.setattr(hub_outline, "FIRST_BYTES", (hub.folder / "model.safetensors").stat().st_size + 1)
+    assert same(outlined(tmp_path), inspect_checkpoint(hub.folder))
+
+
+HIDDEN = [(403, {"X-Error-Code": "GatedRepo"}), (401, {"X-Error-Code": "GatedRepo"})]
+
+
+@pytest.mark.parametrize("failure", HIDDEN)
+def test_a_gated_model_shows_its_names_only(hub, tmp_path, monkeypatch, failure):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.file_failure = failure
     with pytest.raises(ModelNotFound, match=r"is gated.*HF_TOKEN"):
+        outlined(tmp_path)
+
+
+@pytest.mark.parametrize("failure", HIDDEN)
+def test_without_a_token_nobody_knows(hub, tmp_path, failure):
+    hub.file_failure = failure
+    with pytest.raises(HubUnreachable, match="set HF_TOKEN"):
         outlined(tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +25,69 @@ def hub() -> Iterator[FakeHub]:
         yield server
 
 
+def layers(folder: Path) -> int:
+    return inspect_checkpoint(folder).layers
+
+
 def seen(look: HubLook, model: str = MODEL) -> bool:
-    with look.outline(ModelRef(id=model)) as folder:
-        return folder is not None and inspect_checkpoint(folder).layers == 16
+    return look.judged(ModelRef(id=model), layers) == 16
 
 
-def test_an_outline_is_gone_afterwards(hub: FakeHub) -> None:
-    with HubLook(60).outline(ModelRef(id=MODEL)) as folder:
-        assert folder is not None
-        assert folder.is_dir()
-    assert not folder.exists()
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where outlines are laid."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def wait_for_lookers() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "look at the hub":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_an_outline_is_gone_afterwards(hub: FakeHub, scratch: Path) -> None:
+    def judge(folder: Path) -> Path:
+        assert folder.parent == scratch
+        assert (folder / "config.json").is_file()
+        return folder
+
+    assert HubLook(60).judged(ModelRef(id=MODEL), judge) is not None
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("slow", ["hub", "judge"])
+def test_a_late_look_leaves_nothing(
+    hub: FakeHub, scratch: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    monkeypatch.setattr(hub_look, "MOST_AT_ONCE", 1)
+    look = HubLook(1)
+    judging, go_on = threading.Event(), threading.Event()
+
+    def judge(folder: Path) -> int:
+        judging.set()
+        assert go_on.wait(60)
+        (folder / "more").touch()
+        return layers(folder)
+
+    if slow == "hub":
+        hub.answering.clear()
+    assert look.judged(ModelRef(id=MODEL), judge) is None
+    assert "team/model is queued without a look at it" in caplog.text
+    if slow == "judge":
+        assert len(list(scratch.iterdir())) == 1
+        assert not seen(look)  # it holds its place as long as it goes on
+        assert "1 others are being looked at" in caplog.text
+    hub.answering.set()
+    go_on.set()
+    wait_for_lookers()
+    assert judging.is_set() == (slow == "judge")
+    assert list(scratch.iterdir()) == []
+    monkeypatch.setattr(look, "_seconds", 60)
+    assert seen(look)
 
 
 def test_nothing_is_asked_where_it_is_turned_off(hub: FakeHub) -> None:

@@ -28,7 +28,7 @@ from elder_service.settings import Settings
 from tests.unit.elder_service.conftest import submit
 from worker import attempt as module
 from worker.attempt import POLL_SECONDS, Attempt
-from worker.child import Failure, Stopped
+from worker.child import Failure, Message, Stopped
 from worker.lease import LEASE_MARGIN, LeaseWatch
 from worker.pulse import Pulse, pulse_of
 
@@ -43,6 +43,9 @@ class FakeChild:
     stopped: list[float] = field(default_factory=list)
     kept: bool = False
     killed: bool = False
+
+    def heard(self, seconds: float) -> Message | None:
+        return self.connection.recv() if self.connection.poll(seconds) else None
 
     def stop(self, grace_seconds: float, meanwhile: Callable[[], None], *, keep: bool = False) -> Outcome | None:
         self.stopped.append(grace_seconds)

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -93,29 +95,63 @@ def test_a_process_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatc
     assert len(rounds) > 1, "nobody renews the lease while the process is waited for"
 
 
-@pytest.mark.parametrize(("later", "code"), [(3, "runner_died"), (4, "out_of_memory")])
-def test_a_process_that_the_kernel_killed_was_out_of_memory(
-    monkeypatch: pytest.MonkeyPatch, assignment: Assignment, tmp_path: Path, later: int, code: str
-) -> None:
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], object]:
+    """Sets the kernel's counter of the processes that it killed for want of memory."""
     counters = tmp_path / "vmstat"
     monkeypatch.setattr(module, "VMSTAT", counters)
-    counters.write_text("pgfault 12\noom_kill 3\nzone_reclaim_success 0\n")
+    return lambda kills: counters.write_text(f"pgfault 12\noom_kill {kills}\nzone_reclaim_success 0\n")
+
+
+def heard_until_the_end(child: Child) -> None:
+    """As the worker does, from look to look."""
+    for _ in range(3):
+        with suppress(EOFError):
+            child.heard(0)
+
+
+@pytest.mark.parametrize(("later", "code"), [(3, "runner_died"), (4, "out_of_memory")])
+def test_a_process_that_the_kernel_killed_was_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch, assignment: Assignment, counted: Callable[[int], object], later: int, code: str
+) -> None:
+    counted(3)
     child = started(monkeypatch, assignment)
-    counters.write_text(f"pgfault 90\noom_kill {later}\nzone_reclaim_success 0\n")
+    heard_until_the_end(child)
+    counted(later)
+    heard_until_the_end(child)  # it takes a moment to be gone
     child.end()
     error, details = child.death()
     assert (error.code, details["signal"]) == (code, "SIGKILL")
+    assert "often the kernel" not in error.message, "it would have told"
     child.kill()
 
 
-def test_where_the_kernel_does_not_tell_nobody_was_out_of_memory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_the_kernel_killed_long_ago_was_another(
+    monkeypatch: pytest.MonkeyPatch, assignment: Assignment, counted: Callable[[int], object]
 ) -> None:
-    monkeypatch.setattr(module, "VMSTAT", tmp_path / "there is none")
-    assert module.kernel_kills() == 0
-    monkeypatch.setattr(module, "VMSTAT", tmp_path / "old")
-    (tmp_path / "old").write_text("pgfault 12\n")
-    assert module.kernel_kills() == 0
+    monkeypatch.setattr(module, "LATELY_SECONDS", 0.0)  # so that each look is long after the last
+    counted(3)
+    child = started(monkeypatch, assignment)
+    counted(4)
+    heard_until_the_end(child)
+    child.end()
+    assert child.death()[0].code == "runner_died"
+    child.kill()
+
+
+@pytest.mark.parametrize("counters", [None, "pgfault 12\n"])
+def test_where_the_kernel_does_not_tell_it_is_only_a_guess(
+    monkeypatch: pytest.MonkeyPatch, assignment: Assignment, tmp_path: Path, counters: str | None
+) -> None:
+    monkeypatch.setattr(module, "VMSTAT", tmp_path / "vmstat")
+    if counters:
+        (tmp_path / "vmstat").write_text(counters)
+    child = started(monkeypatch, assignment)
+    heard_until_the_end(child)
+    child.end()
+    error, _ = child.death()
+    assert (error.code, "often the kernel" in error.message) == ("runner_died", True)
+    child.kill()
 
 
 def test_a_full_pipe_does_not_hold_a_process_that_stops(
