@@ -22,7 +22,7 @@ from elder_core.hub import SHARD_PATTERNS, listed, translated, unreachable
 from elder_core.inspection import CONFIG_FILE, MODEL, inspect_config
 from elder_core.weight_files import INDEX_FILE, MAX_JSON_BYTES, SINGLE_FILE, read_json_object, weight_files
 
-# Of the JSON in all files of a model. A trillion numbers in 150 files, 384 experts a layer, have 16 MB and 550,000 parts.
+# Of the JSON in all files of a model. 10^12 numbers in 150 files, 384 experts a layer, take 16 MB and 550,000 parts.
 MOST_BYTES = 20_000_000
 MOST_PARTS = 750_000  # objects, lists and keys: what takes time, in which no other thread runs (see ADR 11)
 FIRST_BYTES = 100_000  # of a weight file: holds most headers
