@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,9 +113,11 @@ def fewest_layers(sizes: SavedSizes, max_bytes: int) -> int:
             f"be removed; give less than {whole:,}.",
             loc=loc,
         )
-    for count in range(1, len(sizes.layers)):
-        if (size := sizes.without(sizes.least_saving(count))) <= max_bytes:
-            return count
+    counts = range(1, len(sizes.layers))
+    enough = bisect_left(counts, True, key=lambda count: sizes.without(sizes.least_saving(count)) <= max_bytes)
+    if enough < len(counts):
+        return counts[enough]
+    size = sizes.without(sizes.least_saving(len(counts)))
     raise TargetUnreachable(
         f"With a single layer left the weights take {size:,} bytes, above max_bytes {max_bytes:,}; give {size:,} or "
         "more, or a smaller output.dtype.",
