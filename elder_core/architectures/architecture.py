@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elder_core.architectures.defaults import DEFAULTS
@@ -70,6 +71,15 @@ class Spelled:
     name: str
     of: str
     letters: tuple[tuple[str, str], ...]
+
+    def kinds(self, word: str) -> list[str]:
+        """The list; a letter that stands for nothing stays as it is."""
+        return [dict(self.letters).get(letter, letter) for letter in word]
+
+    def word(self, kinds: Sequence[str]) -> str:
+        """The word for a list as transformers writes it."""
+        letters = {kind: letter for letter, kind in self.letters}
+        return "".join(letters[kind] for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -157,10 +167,9 @@ class Architecture:
         """Of a config as transformers writes it, what else the authors' own code reads: see `spelled`."""
         if self.spelled is None:
             return {}
-        letters = {kind: letter for letter, kind in self.spelled.letters}
         kinds = settings[self.spelled.of]
         assert isinstance(kinds, list)
-        return {self.count: len(kinds), self.spelled.name: "".join(letters[kind] for kind in kinds)}
+        return {self.count: len(kinds), self.spelled.name: self.spelled.word(kinds)}
 
     def keeps(self, tensor: str) -> bool:
         """Whether the tensor of that name is saved again; others are computed anew, or not loaded at all."""
@@ -186,12 +195,9 @@ class Architecture:
         default = dict(zip(names, DEFAULTS.get(self.text_type or self.model_type, ()), strict=False))
         renamed = {name: settings[alias] for alias, name in self.aliases if alias in settings}
         found = {**default, **settings, **renamed}
-        if (
-            self.spelled
-            and found.get(self.spelled.of) is None
-            and isinstance(word := found.get(self.spelled.name), str)
-        ):
-            found[self.spelled.of] = [dict(self.spelled.letters).get(letter, letter) for letter in word]
+        spelled = self.spelled
+        if spelled and found.get(spelled.of) is None and isinstance(word := found.get(spelled.name), str):
+            found[spelled.of] = spelled.kinds(word)
         for name in {"layer_types", *self.per_layer}:
             if isinstance(kinds := found.get(name), list):
                 found[name] = [KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
