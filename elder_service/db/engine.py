@@ -6,6 +6,8 @@ Sessions are synchronous in every process; docs/adr/0003-sync-sessions.md says w
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ STATEMENT_SECONDS = 5.0
 ANSWER_SECONDS = STATEMENT_SECONDS + 1  # of a server that takes a statement and then says nothing at all
 IDLE_TRANSACTION_SECONDS = 30  # then the server frees the rows that a frozen process has locked
 BUSY_SECONDS = 10  # waiting for SQLite's one writer
+TURN_SECONDS = 0.002  # between two tries to become it
+_PRIMARY_CODE = 0xFF  # the part of SQLite's error codes that says what kind it is
 POOL_SIZE = 10
 POOL_OVERFLOW = 40  # at least the thread pool of the API, so that a request never waits for a connection
 
@@ -122,9 +126,34 @@ def _sqlite_engine(url: str, database: str | None) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin_immediate(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        driver: Any = connection.connection.driver_connection
+        driver.execute("PRAGMA busy_timeout=0")
+        try:
+            if not _begun(driver):
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # once more, for SQLAlchemy's own error
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
 
     return engine
+
+
+def _begun(connection: sqlite3.Connection) -> bool:
+    """Begin a transaction as SQLite's one writer; False if it cannot within BUSY_SECONDS, or something else is wrong.
+
+    Everyone who waits asks equally often. SQLite's own waiting asks ever more seldom, in the end ten times a second;
+    beside those who have just come, and ask at once, whoever has waited longest could wait for good.
+    """
+    end = time.monotonic() + BUSY_SECONDS
+    while time.monotonic() < end:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE != sqlite3.SQLITE_BUSY:
+                return False
+            time.sleep(TURN_SECONDS)
+        else:
+            return True
+    return False
 
 
 def is_passing(error: SQLAlchemyError) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import bindparam, select, text
@@ -112,4 +114,57 @@ def test_json_has_no_nan_on_either_database(kind: str, request: pytest.FixtureRe
     engine = make_engine(url)
     with engine.connect() as connection, pytest.raises((ValueError, StatementError), match="not JSON compliant"):
         connection.execute(select(bindparam("value", {"loss": float("nan")}, Json)))
+    engine.dispose()
+
+
+def test_who_has_waited_long_for_sqlite_asks_as_often_as_who_has_just_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's own waiting asks ever more seldom: beside busy writers one of them then waits until it gives up."""
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    first, second = engine.connect(), engine.connect()
+    writer = first.begin()
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 300:
+            writer.commit()
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    with second.begin():
+        assert second.execute(text("PRAGMA busy_timeout")).scalar() == module.BUSY_SECONDS * 1000
+    assert waits == [module.TURN_SECONDS] * 300
+    first.close()
+    second.close()
+    engine.dispose()
+
+
+def test_a_writer_of_sqlite_that_never_ends_is_not_waited_for_longer_than_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    with engine.connect() as first, engine.connect() as second:
+        writer = first.begin()
+        with pytest.raises(OperationalError, match="database is locked") as caught:
+            second.begin()
+        assert is_passing(caught.value)
+        writer.rollback()
+        second.begin()  # it is as good as before
+    assert next(clock) < 2 * module.BUSY_SECONDS + 10
+    engine.dispose()
+
+
+def test_what_else_keeps_sqlite_from_beginning_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    waited = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: pytest.fail("it waited"))
+    monkeypatch.setattr(module, "time", waited)
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.execute("BEGIN")
+        with pytest.raises(OperationalError, match="within a transaction"):
+            connection.begin()
     engine.dispose()
