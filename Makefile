@@ -21,10 +21,9 @@ demo: packages ## Prune the bundled model through the real service, and show wha
 serve: packages ## Run API, dashboard and one worker on http://127.0.0.1:8321, with data in ./data
 	@$(BIN)/elder-server serve $(ARGS)
 
-# Two processes, each with one thread for torch: more would only wait for each other on two cores. Modules go out in the
-# order of their folders, those that start services first: left for the end, they would keep only one process busy.
+# Two processes, each with one thread for torch: more would only wait for each other on two cores.
 test: setup ## Run every test: unit, integration on PostgreSQL and Redis, browser
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 # In one process: what they measure is how long the service takes to recover. -m: those that `make test` leaves out, too.
 test-faults: setup ## Kill, freeze and cut off workers, database and broker; write docs/reliability.md (half an hour)
