@@ -3,10 +3,10 @@
 For each depth and seed ELDeR runs first, with its default settings, which take the chosen layers out at once: it is
 its own "prune, then distil". The rows called "ablation" have one ingredient of it replaced. What it spent on choosing
 layers and on training is the budget of every trained row: a method that spends more on choosing has less left to
-train with. All rows start from the same weights, learn from the same text, and are measured on documents that nothing
-before has looked at (`reserve.jsonl` beside the bundled model). Operations are those that torch counts (matrix
-products and attention): all of them while layers are chosen, which makes that take up to twice as long, and those of
-one update of each kind for training.
+train with. All rows start from the same weights, learn from the same text, and are measured on documents that no
+setting was chosen on (`validation.jsonl` beside the bundled model: it told how the model's own training went, and
+nothing since has looked at it). Operations are those of matrix products, attention's among them: all of them while
+layers are chosen, which makes that take up to twice as long, and those of one update of each kind for training.
 
 Rows are written as they come to `benchmarks/results/quality-MODEL.json`; rows that are there already are not run again,
 so a run that was ended goes on. `docs/benchmarks.md` is made of these files by `benchmarks/quality_table.py`.
@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
 
 from elder_core import checkpoints, devices
@@ -55,7 +55,6 @@ from elder_core.parameters import (
     LastParameters,
     Loss,
     MethodParameters,
-    Norm,
     PruneCompParameters,
     RandomParameters,
     ReplaceMeParameters,
@@ -71,31 +70,17 @@ from elder_core.spec import Environment, ModelRef, TrainingPoint
 from elder_core.surgery import decoder_layers, remove_layers
 
 RESULTS = Path(__file__).parent / "results"
-RESERVE = Path(__file__).parents[1] / "examples" / "models" / "manuals-texts" / "reserve.jsonl"
+TEXT = Path(__file__).parents[1] / "examples" / "models" / "manuals-texts" / "validation.jsonl"
 WINDOWS = 192
 SCORED = 32  # sequences: more would change no set, and cost these methods much of their budget
 PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 
+Shape = Sequence[int]
+
 # What does not matter for which layers are chosen.
 OF_TRAINING = {*TrainingParameters.model_fields, "penalty", "norm", "anneal_fraction"}
 
-# The paper's own settings (section 4.1), for as many steps as its rounds can use on this text.
-PAPER = ElderParameters(
-    gate=Gate.OUTPUT,
-    gate_optimizer=GateOptimizer.ADAM,
-    gate_loss=Loss.CROSS_ENTROPY,
-    gate_penalty=5e-3,
-    gate_learning_rate=0.05,
-    gate_steps=32,
-    gate_patience=0,
-    gate_share=1.0,
-    layers_per_round=1,
-    loss=Loss.CROSS_ENTROPY,
-    matching=0.0,
-    norm=Norm.L2,
-    penalty=1e-3,
-    anneal_fraction=0.0,
-)
+PAPER = ElderParameters.of_the_paper()
 PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
 PULLED = "residual gate; λ2 0.03"  # the best of 0.001, 0.01, 0.03 and 0.1 on this model: docs/log.md
 PAPER_PULLED = PAPER_RESIDUAL.model_copy(update={"penalty": 0.03})
@@ -108,7 +93,7 @@ WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("then a search", {"search_samples": 16}),
     ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16}),
     ("weights of all layers at once", {"gate_share": 1.0}),
-    ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM, "gate_learning_rate": 0.05}),
+    ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM}),
     ("weights on the outputs", {"gate": Gate.OUTPUT}),
     ("weights against cross-entropy", {"gate_loss": Loss.CROSS_ENTROPY}),
     ("training by cross-entropy", {"loss": Loss.CROSS_ENTROPY}),
@@ -180,11 +165,14 @@ def _recipes() -> tuple[Recipe, ...]:
 
 
 class Row(BaseModel):
-    """One method at one depth with one seed. Operations and seconds are of choosing and of training.
+    """One method at one depth with one seed. Operations, tokens and seconds are of choosing and of training.
 
-    `parameters` are those of the recipe; the budget of a trained row is in `updates`.
+    `parameters` are those of the recipe; the budget of a trained row is in `updates`. Tokens of choosing are different
+    ones, however often they were read; those of training are all that were read.
     """
 
+    made_at: datetime
+    machine: str
     name: str
     ratio: float
     seed: int
@@ -194,6 +182,7 @@ class Row(BaseModel):
     training_flops: int
     selection_seconds: float
     training_seconds: float
+    selection_tokens: int
     training_tokens: int
     updates: int
     perplexity: float
@@ -205,7 +194,7 @@ class Row(BaseModel):
 
 
 class Result(BaseModel):
-    """The file. `dense` are the same measures of the model as it is."""
+    """The file. `dense` are the same measures of the model as it is; `environment` is that of the latest run."""
 
     command: str
     created_at: datetime
@@ -262,12 +251,42 @@ class Work:
     seconds: float = 0.0
 
 
+def _attention(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(_: Shape, query: Shape, key: Shape, value: Shape, *__: object, **___: object) -> int:
+    return sdpa_backward_flop_count(_, query, key, value)
+
+
+# torch knows what attention costs on GPUs, and counts nothing for its kernels on CPUs.
+ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 @contextmanager
 def counted() -> Iterator[Work]:
     work, started = Work(), time.monotonic()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
         yield work
     work.flops, work.seconds = counter.get_total_flops(), time.monotonic() - started
+
+
+@contextmanager
+def sequences_read(model: PreTrainedModel) -> Iterator[set[bytes]]:
+    """The different sequences of token ids that `model` is given until the context is left."""
+    seen: set[bytes] = set()
+
+    def look(_: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.update(sequence.numpy().tobytes() for sequence in arguments[0].cpu())
+
+    handle = model.get_input_embeddings().register_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def main() -> int:
@@ -311,9 +330,9 @@ def _rows(bench: Bench, recipes: Sequence[Recipe], ratio: float, seed: int, done
     """Those of one depth and seed that are not there yet; ELDeR's is needed for the budget of the others."""
     there = {row.name: row for row in done if (row.ratio, row.seed) == (ratio, seed)}
     count = round(ratio * len(decoder_layers(bench.dense)))
-    chosen: dict[str, tuple[Selection, Work]] = {}
+    chosen: dict[str, tuple[Selection, Work, int]] = {}
     for recipe in recipes:
-        if recipe.name in there and _affordable(there[recipe.name], there["elder"]):
+        if recipe.name in there and _spent_alike(there[recipe.name], there["elder"]):
             continue
         budget = None
         if recipe.trained and recipe.name != "elder":
@@ -323,10 +342,10 @@ def _rows(bench: Bench, recipes: Sequence[Recipe], ratio: float, seed: int, done
         yield there[recipe.name]
 
 
-def _affordable(row: Row, elder: Row) -> bool:
-    """Whether a row of before spent no more than ELDeR's present budget, but for one update or so."""
-    spent = row.selection_flops + row.training_flops
-    return row.updates == 0 or spent <= 1.01 * (elder.selection_flops + elder.training_flops)
+def _spent_alike(row: Row, elder: Row) -> bool:
+    """Whether a row of before spent ELDeR's present budget, but for a few updates."""
+    budget = elder.selection_flops + elder.training_flops
+    return row.updates == 0 or abs(row.selection_flops + row.training_flops - budget) <= 0.01 * budget
 
 
 def _run(
@@ -336,17 +355,17 @@ def _run(
     count: int,
     seed: int,
     budget: int | None,
-    chosen: dict[str, tuple[Selection, Work]],
+    chosen: dict[str, tuple[Selection, Work, int]],
 ) -> Row:
     """One row. `chosen` holds the selections that were made already: equal methods choose once."""
     context = bench.context(seed)
     method = find_method(recipe.chooser.name).load()(recipe.chooser)
     key = recipe.chooser.model_dump_json(exclude=OF_TRAINING)
     if key not in chosen:
-        with counted() as work:
+        with counted() as work, sequences_read(context.model) as read:
             selection = method.select(context, count)
-        chosen[key] = selection, work
-    selection, selecting = chosen[key]
+        chosen[key] = selection, work, len(read) * bench.length
+    selection, selecting, read_tokens = chosen[key]
     training, updates, tokens = Work(), 0, 0
     if recipe.trained:
         parameters = recipe.then or recipe.chooser
@@ -360,6 +379,8 @@ def _run(
         _prepare(context, method, recipe, selection.removed)
     remove_layers(context.model, selection.removed)
     return Row(
+        made_at=datetime.now(UTC),
+        machine=_machine(bench.device),
         name=recipe.name,
         ratio=ratio,
         seed=seed,
@@ -369,10 +390,18 @@ def _run(
         training_flops=training.flops,
         selection_seconds=selecting.seconds,
         training_seconds=training.seconds,
+        selection_tokens=read_tokens,
         training_tokens=tokens,
         updates=updates,
         **bench.measure(context.model.eval()),
     )
+
+
+def _machine(device: torch.device) -> str:
+    """What computes, in a few words."""
+    here = environment(device)
+    arithmetic = "bfloat16" if devices.computes_in_bfloat16(device) else "float32"
+    return f"{here.cpu if device.type == 'cpu' else here.device}, {here.threads} threads, {arithmetic}"
 
 
 def _train(
@@ -522,7 +551,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:manuals-16l", help="checkpoint folder or builtin:NAME")
     parser.add_argument("--calibration", default="builtin:manuals-calibration", help="text to learn from")
-    parser.add_argument("--text", default=str(RESERVE), help="text to measure on")
+    parser.add_argument("--text", default=str(TEXT), help="text to measure on")
     parser.add_argument("--windows", type=int, default=WINDOWS, help="sequences of it to use")
     parser.add_argument("--ratios", type=_numbers, default=[0.25, 0.375, 0.5], help="shares of the layers to remove")
     parser.add_argument("--seeds", type=_whole_numbers, default=[0, 1, 2])

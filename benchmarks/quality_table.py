@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -24,21 +25,26 @@ HEADINGS = (
     "perplexity",
     "±",
     "over dense",
+    "ELDeR lower by",
     "bits/byte",
     "KL",
     "same token",
     "same text",
     "distinct",
+    "k tokens choosing",
+    "k tokens training",
+    "updates",
     "TFLOP choosing",
     "TFLOP training",
-    "updates",
     "minutes",
 )
 LEGEND = (
-    "*±*: half the range over the seeds. *KL*: nats from the dense model. *Same token*: how often the likeliest next "
-    "token is the dense model's. *Same text*: share of a greedy continuation of 32 tokens before it leaves the dense "
-    "model's. *Distinct*: share of distinct 3-grams in it. *Minutes* are of choosing and training, with the counting "
-    "of operations, on a machine that was doing other things as well: they compare roughly."
+    "*±*: half the range over the seeds. *ELDeR lower by*: how far the default's perplexity is below the row's, over "
+    "the row's seeds. *KL*: nats from the dense model. *Same token*: how often the likeliest next token is the dense "
+    "model's. *Same text*: share of a greedy continuation of 32 tokens before it leaves the dense model's. *Distinct*: "
+    "share of distinct 3-grams in it. *Tokens* are of calibration text: different ones that were read to choose, "
+    "and all that were read in training. *Minutes* are of choosing and training, with the counting of operations, on a "
+    "machine that was doing other things as well: they compare roughly."
 )
 
 
@@ -58,13 +64,13 @@ def tables() -> Iterator[str]:
     """The lines of all results, file by file and depth by depth."""
     for path in sorted(RESULTS.glob("quality-*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        machine = result["environment"]
+        versions = result["environment"]["versions"]
         yield f"## `{result['model']}`"
         yield ""
-        whole, versions = result["dense"], machine["versions"]
+        whole = result["dense"]
         yield f"Dense: perplexity {whole['perplexity']:.2f}, {whole['bits_per_byte']:.3f} bits per byte, on"
-        yield f"{result['windows']} windows of `{result['text']}`. {machine['cpu']}, {machine['threads']} threads,"
-        yield f"torch {versions['torch']}, transformers {versions['transformers']}. `{result['command']}`"
+        yield f"{result['windows']} windows of `{result['text']}`. torch {versions['torch']}, transformers"
+        yield f"{versions['transformers']}, on {_machines(result['rows'])}. `{result['command']}`"
         yield ""
         yield LEGEND
         for ratio in sorted({row["ratio"] for row in result["rows"]}):
@@ -72,6 +78,7 @@ def tables() -> Iterator[str]:
             yield f"### {ratio:.1%} of the layers".replace(".0%", "%")
             yield ""
             rows, dense = [row for row in result["rows"] if row["ratio"] == ratio], whole["perplexity"]
+            yield from _speed(result, rows)
             yield from _table([row for row in rows if not row["name"].startswith(ABLATION)], dense)
             if any(row["name"].startswith(ABLATION) for row in rows):
                 yield ""
@@ -83,11 +90,32 @@ def tables() -> Iterator[str]:
         yield ""
 
 
+def _machines(rows: Sequence[dict[str, Any]]) -> str:
+    """What the rows were made on, the most frequent first."""
+    counts = Counter(row["machine"] for row in rows)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{machine} ({count} rows)" for machine, count in counts.most_common())
+
+
+def _speed(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The speed of all rows of one depth: they have equally many equal layers."""
+    costs = json.loads((RESULTS / "costs.json").read_text(encoding="utf-8"))
+    if result["model"] != costs["model"]:
+        return
+    (count,) = {len(row["removed"]) for row in rows}
+    found = next(one for one in costs["speed"] if one["layers"] == count)
+    yield f"Every row of this depth, whichever {count} layers it is without, decodes {found['decode']:.2f} times and"
+    yield f"reads prompts {found['prefill']:.2f} times as fast as the dense model (`results/costs.json`)."
+    yield ""
+
+
 def _table(rows: Sequence[dict[str, Any]], dense: float) -> Iterator[str]:
     """Methods from best to worst."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_name.setdefault(row["name"], []).append(row)
+    own = {row["seed"]: row["perplexity"] for row in by_name[OWN]}
     yield "| " + " | ".join(HEADINGS) + " |"
     yield "|" + "---|" * len(HEADINGS)
     for name, found in sorted(by_name.items(), key=lambda entry: _mean(entry[1], "perplexity")):
@@ -96,16 +124,19 @@ def _table(rows: Sequence[dict[str, Any]], dense: float) -> Iterator[str]:
             f"**{name}**" if name == OWN else name.removeprefix(ABLATION),
             str(len(found)),
             f"{mean(perplexities):.2f}",
-            f"{(max(perplexities) - min(perplexities)) / 2:.2f}",
+            f"{(max(perplexities) - min(perplexities)) / 2:.2f}" if len(found) > 1 else "–",
             f"{mean(perplexities) / dense - 1:+.1%}",
+            "" if name == OWN else f"{1 - mean(own[row['seed']] for row in found) / mean(perplexities):.1%}",
             f"{_mean(found, 'bits_per_byte'):.3f}",
             f"{_mean(found, 'kl'):.3f}",
             f"{_mean(found, 'agreement'):.1%}",
             f"{_mean(found, 'continuation'):.1%}",
             f"{_mean(found, 'distinct'):.1%}",
+            f"{_mean(found, 'selection_tokens') / 1000:.0f}",
+            f"{_mean(found, 'training_tokens') / 1000:.0f}",
+            f"{_mean(found, 'updates'):.0f}",
             f"{_mean(found, 'selection_flops') / 1e12:.2f}",
             f"{_mean(found, 'training_flops') / 1e12:.2f}",
-            f"{_mean(found, 'updates'):.0f}",
             f"{(_mean(found, 'selection_seconds') + _mean(found, 'training_seconds')) / 60:.1f}",
         )
         yield "| " + " | ".join(cells) + " |"

@@ -6,30 +6,43 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
 from elder_core.errors import TextOverlap
 from elder_core.inspection import Sources, text_path
 from elder_core.spec import JobSpec
 
 MOST_SHARED = 0.01  # of the evaluation text's bytes: corpora of one document a line repeat headings and short lines
+PASSAGE = 32  # words in a row; manuals of different pages share half a per cent of their words in such passages
+MOST_COPIED = 0.05  # of the evaluation text's words: those in passages that calibration has too
+
+Codes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class Parted:
     """The evaluation text as it is measured on.
 
-    `shared` of the `documents` are calibration documents too, where that is allowed; `left_out` were, and are no
-    longer among them.
+    `shared` of the `documents` are calibration documents too, and the share `copied` of their words stands in passages
+    that calibration has, where that is allowed; `left_out` were such documents, and are no longer among them.
     """
 
     documents: list[str]
     shared: int = 0
     left_out: int = 0
+    copied: float = 0.0
 
     def warning(self) -> str | None:
         """What is to be said of it to people."""
         if self.shared:
             return (
                 f"{self.shared:,} of {len(self.documents):,} evaluation documents are calibration documents too; the "
+                "figures after pruning are better than they would be on unseen text."
+            )
+        if self.copied:
+            return (
+                f"{self.copied:.1%} of the evaluation text's words stand in passages that calibration has too; the "
                 "figures after pruning are better than they would be on unseen text."
             )
         if self.left_out:
@@ -56,24 +69,57 @@ def check_sources(spec: JobSpec, sources: Sources) -> None:
 def part(calibration: Sequence[str], evaluation: Sequence[str], *, allowed: bool) -> Parted:
     """Evaluation text without what calibration sees too, if that is little, or with all of it where it is `allowed`.
 
-    Documents are compared without white space at their ends.
+    Documents are compared without white space at their ends. Then passages of `PASSAGE` words are, since the same text
+    may be cut into other documents.
 
     Raises:
-        TextOverlap: more than `MOST_SHARED` of the text's bytes are of such documents, and that is not allowed.
+        TextOverlap: more than `MOST_SHARED` of the text's bytes are of such documents, or more than `MOST_COPIED` of
+            its words in such passages, and that is not allowed.
     """
     seen = {document.strip() for document in calibration}
     unseen = [document for document in evaluation if document.strip() not in seen]
     shared = len(evaluation) - len(unseen)
-    if allowed or not shared:
+    if allowed and shared:
         return Parted(list(evaluation), shared=shared)
     total = _bytes(evaluation)
-    share = (total - _bytes(unseen)) / total
+    share = (total - _bytes(unseen)) / total if shared else 0.0
     if share > MOST_SHARED:
         _refuse(
             f"{shared:,} of {len(evaluation):,} evaluation documents are calibration documents too, with {share:.2%} "
             f"of the text's bytes; up to {MOST_SHARED:.0%} would be left out"
         )
-    return Parted(unseen, left_out=shared)
+    copied = _copied(calibration, unseen)
+    if copied <= MOST_COPIED:
+        return Parted(unseen, left_out=shared)
+    if not allowed:
+        _refuse(
+            f"{copied:.1%} of the evaluation text's words stand in passages of {PASSAGE} words or more that the "
+            f"calibration text has too; up to {MOST_COPIED:.0%} may"
+        )
+    return Parted(unseen, copied=copied)
+
+
+def _copied(calibration: Iterable[str], evaluation: Iterable[str]) -> float:
+    """Share of the words of `evaluation` that stand in passages of `PASSAGE` words which `calibration` has too."""
+    words = _codes(evaluation)
+    found = np.isin(_passages(words), _passages(_codes(calibration)))
+    inside = np.zeros(len(words), dtype=bool)
+    for place in range(PASSAGE):
+        inside[place : place + len(found)] |= found
+    return float(inside.mean()) if len(words) else 0.0
+
+
+def _codes(documents: Iterable[str]) -> Codes:
+    """A number for each word `[words]`, the same for equal ones, within this process."""
+    return np.fromiter((hash(word) for document in documents for word in document.split()), np.int64).view(np.uint64)
+
+
+def _passages(words: Codes) -> Codes:
+    """A number for each run of `PASSAGE` words `[words − PASSAGE + 1]`, the same for equal ones."""
+    found = np.zeros(max(0, len(words) - PASSAGE + 1), dtype=np.uint64)
+    for place in range(PASSAGE):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + words[place : place + len(found)]  # modulo 2⁶⁴
+    return found
 
 
 def _bytes(documents: Iterable[str]) -> int:

@@ -6,8 +6,9 @@ the command line and the documentation come from these declarations. A method's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,6 +33,9 @@ class GateOptimizer(StrEnum):
     ADAM = "adam"  # on the loss plus λ1 · Σ|g|
 
 
+GATE_RATES = {GateOptimizer.PROXIMAL: 1.0, GateOptimizer.ADAM: 0.05}
+
+
 class Loss(StrEnum):
     KL = "kl"  # Kullback–Leibler divergence from the unpruned model's next-token distribution
     CROSS_ENTROPY = "cross_entropy"  # of the text's own next token
@@ -40,7 +44,7 @@ class Loss(StrEnum):
 class Norm(StrEnum):
     """How the difference Δ between a layer's output and input is measured by the stage 2 penalty."""
 
-    L1 = "l1"  # mean |Δ|
+    L1 = "l1"  # mean over tokens of ‖Δ‖₁
     L2 = "l2"  # mean over tokens of ‖Δ‖₂
     RELATIVE = "relative"  # mean over tokens of ‖Δ‖₂² / ‖x‖₂²
 
@@ -123,7 +127,12 @@ class ElderParameters(TrainingParameters):
     gate_optimizer: GateOptimizer = Field(default=GateOptimizer.PROXIMAL, description="How the weights are learnt.")
     gate_loss: Loss = Field(default=Loss.KL, description="What the weights are learnt against.")
     gate_penalty: float = Field(default=0.1, ge=0, le=100, description="λ1, the ℓ1 penalty on the layer weights.")
-    gate_learning_rate: float = Field(default=1.0, gt=0, le=10, description="Step size for the layer weights.")
+    gate_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="Step size for the layer weights; null takes 1 for proximal steps and 0.05 for Adam.",
+    )
     gate_steps: int = Field(
         default=96, ge=1, le=100_000, description="Updates of the layer weights in each round of selection, at most."
     )
@@ -182,9 +191,48 @@ class ElderParameters(TrainingParameters):
         "the paper does, and null takes them out from the first update on, which costs least and is as good.",
     )
 
+    recovery_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of stage 2, at its end, in which the model trains without the chosen layers, whatever their "
+        "weights would still be.",
+    )
+
     matching: float = Field(
         default=12.0, ge=0, le=1000, description=TrainingParameters.model_fields["matching"].description
     )
+
+    @classmethod
+    def of_the_paper(cls) -> Self:
+        """Its own words and figures (section 4.1); the number of updates for the weights is not among them."""
+        return cls(
+            gate=Gate.OUTPUT,
+            gate_optimizer=GateOptimizer.ADAM,
+            gate_loss=Loss.CROSS_ENTROPY,
+            gate_penalty=5e-3,
+            gate_steps=32,
+            gate_patience=0,
+            gate_share=1.0,
+            layers_per_round=1,
+            loss=Loss.CROSS_ENTROPY,
+            matching=0.0,
+            penalty=1e-3,
+            norm=Norm.L2,
+            anneal_fraction=0.0,
+        )
+
+    def without_effect(self) -> Iterator[str]:
+        """Settings of stage 2 that were given and change nothing, because there is nothing left to penalise."""
+        if self.anneal_fraction is None:
+            for name in ("penalty", "norm", "recovery_fraction"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    yield name
+
+    @property
+    def gate_rate(self) -> float:
+        """Step size for the layer weights."""
+        return self.gate_learning_rate or GATE_RATES[self.gate_optimizer]
 
     @property
     def searched(self) -> int:

@@ -37,6 +37,22 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return cast("nn.ModuleList", attrgetter(row_of(model).stack)(model))
 
 
+def parameters_only_in(model: PreTrainedModel, layers: Collection[int]) -> list[nn.Parameter]:
+    """The parameters of the decoder layers `layers` that nothing else in the model uses too."""
+    stack = decoder_layers(model)
+    chosen = {id(stack[layer]) for layer in layers}
+    modules = model.named_modules(remove_duplicate=False)
+    prefixes = tuple(f"{name}." for name, module in modules if id(module) in chosen)
+    inside: dict[int, nn.Parameter] = {}
+    elsewhere: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name.startswith(prefixes):
+            inside[id(parameter)] = parameter
+        else:
+            elsewhere.add(id(parameter))
+    return [parameter for key, parameter in inside.items() if key not in elsewhere]
+
+
 def layer_map(num_layers: int, removed: Collection[int]) -> dict[int, int]:
     """Index before → index after, for the layers that stay.
 

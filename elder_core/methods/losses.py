@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from elder_core.devices import autocast, computes_in_bfloat16
-from elder_core.errors import NonFiniteLoss
 from elder_core.gates import observed
 from elder_core.methods.mathematics import kl_divergence, next_token_cross_entropy
 from elder_core.parameters import Loss
@@ -53,9 +52,13 @@ def logits_of(model: PreTrainedModel, ids: Tensor, positions: Tensor | None = No
     return logits[:, positions]  # of a model that knows no such argument
 
 
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy that later training leaves alone; in bfloat16 where it computes in that anyway."""
-    twin = copy.deepcopy(model).requires_grad_(False)
+def frozen_copy(model: PreTrainedModel, idle: Iterable[nn.Parameter] = ()) -> PreTrainedModel:
+    """A copy that later training leaves alone; in bfloat16 where it computes in that anyway.
+
+    The parameters `idle`, which will not be trained, share their memory with the copy's.
+    """
+    shared = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in idle}
+    twin = copy.deepcopy(model, shared).requires_grad_(False)
     return twin.to(torch.bfloat16) if computes_in_bfloat16(twin.device) else twin
 
 
@@ -70,16 +73,3 @@ def loss_between(logits: Tensor, ids: Tensor, loss: Loss, wanted: Tensor | None)
         return next_token_cross_entropy(logits, ids)
     assert wanted is not None, "KL needs the teacher's logits"
     return kl_divergence(logits, wanted)
-
-
-def require_finite(value: Tensor, what: str, step: int) -> None:
-    """Check the scalar `value` of update number `step`, counted from 1.
-
-    Raises:
-        NonFiniteLoss: it is NaN or infinite.
-    """
-    if not bool(value.isfinite()):
-        raise NonFiniteLoss(
-            f"{what} became {value.item()} at update {step}; lower the learning rate or the penalty, "
-            "and see that the model's own loss on the calibration text is finite."
-        )

@@ -52,7 +52,7 @@ def delta_norm(x: Tensor, y: Tensor, *, norm: Norm) -> Tensor:
     x, delta = x.float(), (y - x).float()
     match norm:
         case Norm.L1:
-            return delta.abs().mean()
+            return torch.mean(torch.linalg.vector_norm(delta, ord=1, dim=-1))
         case Norm.L2:
             return torch.mean(torch.linalg.vector_norm(delta, dim=-1))
         case Norm.RELATIVE:
@@ -97,11 +97,14 @@ def ridge_map(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     return change
 
 
-def annealed_gate(share: float, fraction: float) -> float:
+def annealed_gate(share: float, fraction: float, recovery: float = 0.0) -> float:
     """Weight of the chosen layers once `share` of training is done: falls evenly from 1 to 0 over the first `fraction`.
 
-    It is exactly 0 from there on. A fraction of 0 leaves it at 1.
+    It is exactly 0 from there on. A fraction of 0 leaves it at 1. In the last part of training, the share `recovery` of
+    it, it is 0 in any case.
     """
+    if recovery and share > 1 - recovery:
+        return 0.0
     if fraction == 0:
         return 1.0
     return max(0.0, 1 - share / fraction)
@@ -116,10 +119,10 @@ def learning_rate_at(before: float, after: float, peak: float, *, warmup: float 
 
 
 def ranking(weights: Tensor, path: Tensor) -> list[int]:
-    """Layers from the most to the least removable: by final weight `[layers]`, then by mean weight over `path`.
+    """Layers from the most to the least removable: by size of the final weight `[layers]`, then by its mean on `path`.
 
     `path` is `[steps, layers]`. Several weights often end at exactly 0; the one that got there first, and so has the
-    smaller mean, was missed least.
+    smaller mean, was missed least. A weight below 0, which Adam can bring about, is as far from 0 as one above.
     """
-    means = path.mean(dim=0)
-    return sorted(range(len(weights)), key=lambda layer: (float(weights[layer]), float(means[layer]), layer))
+    sizes, means = weights.abs(), path.abs().mean(dim=0)
+    return sorted(range(len(weights)), key=lambda layer: (float(sizes[layer]), float(means[layer]), layer))

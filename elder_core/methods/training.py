@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +28,12 @@ from elder_core.methods.low_rank import low_rank, switched_off
 from elder_core.methods.mathematics import annealed_gate, cosine_distance, delta_norm, learning_rate_at
 from elder_core.parameters import Gate, Norm, TrainingParameters, Weights
 from elder_core.spec import TrainingPoint
-from elder_core.surgery import bypassed, decoder_layers
+from elder_core.surgery import bypassed, decoder_layers, parameters_only_in
 
 BETAS = (0.9, 0.95)
 CLIP_NORM = 1.0
 # Of AdamW with full weights: what one update adds to a layer's output grows with the number of its inputs, so the best
-# rate falls with the width (arXiv 2203.03466). The constant was measured at widths 192 and 256: docs/log.md.
+# rate falls with the width (arXiv 2203.03466). The constant was measured on the bundled model, 192 wide: docs/log.md.
 RATE_TIMES_WIDTH = 0.13
 LORA_RATE_FACTOR = 10
 
@@ -49,12 +49,18 @@ RECENT = 10  # updates
 class Fading:
     """The layers' weights fall evenly from 1 to 0 over the first `fraction` of the budget; 0 leaves them at 1.
 
-    While they are computed, `penalty` times the sum of their Δ's `norm` is added to the loss.
+    While they are computed, `penalty` times the sum of their Δ's `norm` is added to the loss. They are not in the last
+    part of the budget, the share `recovery` of it.
     """
 
     fraction: float
     penalty: float
     norm: Norm
+    recovery: float = 0.0
+
+    def gate(self, share: float) -> float:
+        """The layers' weight once `share` of the budget is used."""
+        return annealed_gate(share, self.fraction, self.recovery)
 
 
 def train(
@@ -152,10 +158,13 @@ class _Run:
                 self._learning = [parameter for addition in additions for parameter in addition.parameters()]
                 own = Teacher(self._model, partial(switched_off, additions))
             else:
+                idle = [] if self._fading else parameters_only_in(self._model, self._removed)
                 if teacher is None and self._parameters.taught:
-                    own = Teacher(frozen_copy(self._model))
-                self._model.float()  # small updates would be lost in bfloat16 weights
-                self._learning = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+                    own = Teacher(frozen_copy(self._model, idle))
+                self._learning = _without(self._model.parameters(), idle)
+                for tensor in [*self._learning, *self._model.buffers()]:
+                    if tensor.is_floating_point():
+                        tensor.data = tensor.data.float()  # small updates would be lost in bfloat16 weights
             self._teacher = (teacher or own) if self._parameters.taught else None
             yield
 
@@ -173,6 +182,9 @@ class _Run:
             page.offer(state.entry)
             self._report(state, after, loss, gate)
             before, after = self._budget.shares(state.update, state.seconds)
+        state.watch.end()
+        if self._budget.seconds:
+            self._context.note_repetition("training", state.update, self._parameters.batch_size)
         page.keep(state.entry(finished=True))
         return state.points
 
@@ -181,10 +193,10 @@ class _Run:
 
         Where the loss went wrong the weights go back instead.
         """
-        gate = 0.0 if self._fading is None else annealed_gate(after, self._fading.fraction)
+        gate = 0.0 if self._fading is None else self._fading.gate(after)
         rate = learning_rate_at(before, after, self._peak * state.watch.rate_factor)
         loss, penalty = self._gradient(state.optimizer, state.update, gate)
-        if state.watch.went_wrong(loss, state.update, before, fading=gate > 0):
+        if state.watch.went_wrong(loss, state.update, before, fading=0 < gate < 1):
             state.optimizer.state.clear()
         else:
             for group in state.optimizer.param_groups:
@@ -324,8 +336,17 @@ class _Watch:
                 f"The training loss became {loss:.4g} at update {update + 1}; lower the learning rate or the penalty, "
                 "and see that the model's own loss on the calibration text is finite."
             )
-        self._return(loss, update)
+        self.rate_factor *= RATE_AFTER_RETURN
+        self._return(
+            f"The training loss became {loss:.4g} at update {update + 1}",
+            f"training went on at {self.rate_factor:g} times the learning rate",
+        )
         return True
+
+    def end(self) -> None:
+        """Put the last good weights back if the last update, which no loss has judged, left one that is no number."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self._learning):
+            self._return("The last update left weights that are no numbers", "training ended there")
 
     def facts(self) -> dict[str, object]:
         """All that it knows but the weights that it keeps."""
@@ -348,20 +369,24 @@ class _Watch:
             return False
         return loss > DIVERGED_FACTOR * sum(self._recent) / RECENT + DIVERGED_NATS
 
-    def _return(self, loss: float, update: int) -> None:
+    def _return(self, why: str, then: str) -> None:
         with torch.no_grad():
             for parameter, kept in zip(self._learning, self.kept, strict=True):
                 parameter.copy_(kept)
         self._recent = []
         self._returns += 1
-        self.rate_factor *= RATE_AFTER_RETURN
         self._context.monitor.warn(
-            f"The training loss became {loss:.4g} at update {update + 1}: the weights were put back to those at "
-            f"{self._kept_at:.0%} of the budget, and training went on at {self.rate_factor:g} times the learning rate."
+            f"{why}: the weights were put back to those at {self._kept_at:.0%} of the budget, and {then}."
         )
 
     def _copy(self) -> list[Tensor]:
         return [parameter.detach().to("cpu", copy=True) for parameter in self._learning]
+
+
+def _without(parameters: Iterable[nn.Parameter], idle: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Those of `parameters` that learn and are not among the `idle`."""
+    known = {id(parameter) for parameter in idle}
+    return [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
 
 
 def default_rate(weights: Weights, model: PreTrainedModel) -> float:

@@ -22,7 +22,7 @@ Corpus = dict[str, list[dict[str, str]]]
 END_OF_TEXT = "<|endoftext|>"
 
 SPLITS = {"test": 4, "reserve": 4, "validation": 2, "calibration": 8}
-STORED = ("calibration", "test", "reserve")
+STORED = ("calibration", "test", "reserve", "validation")
 
 SHORTEST = 200  # characters of a document
 VOCABULARY = 4096

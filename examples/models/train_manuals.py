@@ -7,8 +7,8 @@
 About an hour on two cores, in float32: few CPUs compute in bfloat16. `--resume` goes on from the last checkpoint in
 `--work`.
 Reads: the HTML pages of the two Debian packages. Writes: the checkpoint folder with its model card and, in the
-folder `manuals-texts` beside it, the held-out splits (`calibration.jsonl`, `test.jsonl`, `reserve.jsonl`), one JSON
-object with `text` a line, one line per page of the manuals.
+folder `manuals-texts` beside it, the held-out splits (`calibration.jsonl`, `test.jsonl`, `reserve.jsonl`,
+`validation.jsonl`), one JSON object with `text` a line, one line per page of the manuals.
 """
 
 from __future__ import annotations

@@ -4,10 +4,7 @@ After arXiv 2505.18232. The defaults depart from the paper where measurement fav
 the residual branch learnt by proximal steps against the unpruned model's distribution, half of them at a time; where
 nothing is to be trained, a search that corrects the choice by whole sets; and a second stage that distils, hidden
 states too, without the chosen layers from its first update on, which at the same operations is as good as letting them
-fade. The paper's own wording is a matter of parameters:
-
-    gate=output  gate_optimizer=adam  gate_loss=cross_entropy  gate_penalty=5e-3  gate_share=1  layers_per_round=1
-    loss=cross_entropy  matching=0  norm=l2  penalty=1e-3  anneal_fraction=0
+fade. The paper's own wording is a matter of parameters: `ElderParameters.of_the_paper`.
 """
 
 from __future__ import annotations
@@ -35,6 +32,13 @@ class Elder(Method):
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         parameters = self.parameters
+        if ignored := " and ".join(parameters.without_effect()):
+            context.monitor.warn(
+                f"{ignored} had no effect: where anneal_fraction is null the chosen layers are gone from the first "
+                "update on. Give 0, which keeps them as the paper does, or the share of training over which they fade."
+            )
         fraction = parameters.anneal_fraction
-        fading = None if fraction is None else Fading(fraction, parameters.penalty, parameters.norm)
+        fading = None
+        if fraction is not None:
+            fading = Fading(fraction, parameters.penalty, parameters.norm, parameters.recovery_fraction)
         return train(context, parameters, removed, fading=fading)

@@ -21,7 +21,7 @@ HEAT = 0.25  # share of the sequences on which sets run against each other befor
 Layers = frozenset[int]
 
 
-def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int], count: int) -> Layers:
+def refine(scores: Scores, ranked: Sequence[int], count: int) -> Layers:
     """The first `count` of the layers `ranked` (most removable first), improved by one exchange after the other.
 
     A learnt weight says what a layer is worth beside whole neighbours, not without the other chosen ones; the score of
@@ -33,21 +33,19 @@ def refine(context: Context, parameters: ElderParameters, ranked: Sequence[int],
     Raises:
         Cancelled: the caller ended the run.
     """
-    chosen = frozenset(ranked[:count])
-    if not parameters.searched:
-        return chosen
-    scores = _Scores(context, parameters)
+    chosen, parameters = frozenset(ranked[:count]), scores.parameters
     for _ in range(MOST_EXCHANGES):
-        better = _exchanged(chosen, ranked, parameters, scores)
+        better = _exchanged(chosen, ranked, scores)
         if better is None:
             break
         chosen = better
-        context.monitor.step(parameters.gate_steps, parameters.gate_steps, score=scores.known[chosen])
+        scores.context.monitor.step(parameters.gate_steps, parameters.gate_steps, score=scores.known[chosen])
     return chosen
 
 
-def _exchanged(chosen: Layers, ranked: Sequence[int], parameters: ElderParameters, scores: _Scores) -> Layers | None:
+def _exchanged(chosen: Layers, ranked: Sequence[int], scores: Scores) -> Layers | None:
     """`chosen` with one layer exchanged for a lower score; None if none of those tried has one."""
+    parameters = scores.parameters
     last_chosen = [layer for layer in ranked if layer in chosen][-parameters.search_border :]
     first_kept = [layer for layer in ranked if layer not in chosen][: parameters.search_border]
     scores.lowest(chosen, [chosen], 1)  # on all sequences, as what it is compared with
@@ -60,8 +58,8 @@ def _exchanged(chosen: Layers, ranked: Sequence[int], parameters: ElderParameter
     return None
 
 
-class _Scores:
-    """KL in nats from the whole model of the model without a set of layers, each computed once.
+class Scores:
+    """KL in nats from the whole model of the model without a set of layers, each computed once, for all depths.
 
     Infinite where it is no number. Memory: the whole model's logits at one position of `STRIDE`, in bfloat16 on the
     CPU, where they take 0.5 GB for 16 sequences of 2,048 tokens and a vocabulary of 32,000.
@@ -70,7 +68,8 @@ class _Scores:
     def __init__(self, context: Context, parameters: ElderParameters) -> None:
         self.known: dict[Layers, float] = {}  # on all sequences
         self._rough: dict[Layers, float] = {}  # on the first of them: the sum that the rest is added to
-        self._context = context
+        self.context = context
+        self.parameters = parameters
         self._page = context.monitor.page("scores")
         if self._page.recalled is not None:
             self.known = {frozenset(layers): score for layers, score in self._page.recalled.facts["known"]}
@@ -97,7 +96,7 @@ class _Scores:
         for layers, score in zip(new, self._compute(base, new, self._first, None), strict=True):
             self.known[layers] = self._rough[layers] + score
         self._page.offer(self._entry)
-        self._context.monitor.check_cancelled()
+        self.context.monitor.check_cancelled()
         return sorted(ahead, key=lambda layers: self.known[layers])[:count]
 
     def _entry(self) -> Entry:
@@ -111,9 +110,9 @@ class _Scores:
         total = torch.zeros(len(sets), dtype=torch.float64)
         for ids, kept in zip(self._batches[begin:end], self._wanted[begin:end], strict=True) if sets else ():
             wanted: Tensor = kept.to(ids.device)
-            prefix = Prefix(self._context.model, ids, base)
+            prefix = Prefix(self.context.model, ids, base)
             for index, layers in enumerate(sets):
-                self._context.monitor.check_cancelled()
+                self.context.monitor.check_cancelled()
                 distance = kl_divergence(prefix.logits(layers, self._positions), wanted)
                 total[index] += distance.double().nan_to_num(math.inf).item() * len(ids) / len(self._windows)
         found: list[float] = total.tolist()

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from elder_core.errors import NonFiniteLoss
 from elder_core.gates import gated
 from elder_core.journal import Entry
 from elder_core.methods.base import Chooser, Context, Selection
-from elder_core.methods.elder.search import refine
+from elder_core.methods.elder.search import Scores, refine
 from elder_core.methods.kept import optimizer_tensors, restore_optimizer
-from elder_core.methods.losses import Teacher, loss_of, require_finite
+from elder_core.methods.losses import Teacher, loss_of
 from elder_core.methods.mathematics import proximal_step, ranking
+from elder_core.methods.training import MOST_RETURNS, RATE_AFTER_RETURN
 from elder_core.parameters import ElderParameters, GateOptimizer, Loss
 from elder_core.spec import GatePoint
 from elder_core.surgery import bypassed, decoder_layers
@@ -48,43 +50,65 @@ class Round:
 def chooser(context: Context, parameters: ElderParameters, counts: Sequence[int]) -> Chooser:
     """Choose as many layers as any of `counts` says; one round of learning serves them all.
 
-    With `layers_per_round`, what is learnt after the first round depends on what was removed in it, and so each
-    count is a selection of its own.
+    With `layers_per_round`, what is learnt after the first round depends on what was removed in it: deeper selections
+    begin with the rounds of shallower ones.
 
     Raises:
         NonFiniteLoss, Cancelled: see Method.select.
     """
-    per_round = parameters.layers_per_round
-    if per_round is not None:
-        return cache(lambda count: _in_rounds(context, parameters, count, per_round))
+    if parameters.layers_per_round is not None:
+        if parameters.search_samples:
+            context.monitor.warn(
+                "search_samples had no effect: where layers_per_round is given no search follows. Leave one of them "
+                "out."
+            )
+        return cache(_Rounds(context, parameters, parameters.layers_per_round).select)
     with frozen(context.model):
         context.note_repetition("the layer weights", parameters.gate_steps, parameters.gate_batch_size)
         found = learn(context, parameters, [], counts=counts)
     ranked = ranking(found.weights, found.path)
-    return cache(lambda count: _selection(refine(context, parameters, ranked, count), found.weights, found.points(0)))
+    if not parameters.searched:
+        return cache(lambda count: _selection(ranked[:count], found.weights, found.points(0)))
+    scores = cache(lambda: Scores(context, parameters))
+    return cache(lambda count: _selection(refine(scores(), ranked, count), found.weights, found.points(0)))
 
 
-def _in_rounds(context: Context, parameters: ElderParameters, count: int, per_round: int) -> Selection:
-    """Learn, take the smallest weights, bypass those layers, learn again, as the paper does.
+class _Rounds:
+    """Learn, take the `per_round` smallest weights, bypass those layers, learn again, as the paper does.
 
-    A chosen layer keeps the weight that it was chosen by.
+    A chosen layer keeps the weight that it was chosen by. What a deeper selection begins with is that of a shallower
+    one, so every round is learnt once.
     """
-    layers = len(decoder_layers(context.model))
-    rounds = -(-count // per_round)
-    context.note_repetition("the layer weights", rounds * parameters.gate_steps, parameters.gate_batch_size)
-    removed: list[int] = []
-    weights = torch.ones(layers)
-    path: list[GatePoint] = []
-    with frozen(context.model):
+
+    def __init__(self, context: Context, parameters: ElderParameters, per_round: int) -> None:
+        self._context = context
+        self._parameters = parameters
+        self._per_round = per_round
+        self._known: dict[tuple[tuple[int, ...], int], Round] = {}
+
+    def select(self, count: int) -> Selection:
+        context, parameters = self._context, self._parameters
+        layers = len(decoder_layers(context.model))
+        rounds = -(-count // self._per_round)
+        context.note_repetition("the layer weights", rounds * parameters.gate_steps, parameters.gate_batch_size)
+        removed: list[int] = []
+        weights = torch.ones(layers)
+        path: list[GatePoint] = []
         for number in range(rounds):
-            taken = min(per_round, count - len(removed))
-            found = learn(context, parameters, removed, counts=(taken,), number=number, rounds=rounds)
+            taken = min(self._per_round, count - len(removed))
+            key = tuple(removed), taken
+            if key not in self._known:
+                with frozen(context.model):
+                    self._known[key] = learn(
+                        context, parameters, removed, counts=(taken,), number=number, rounds=rounds
+                    )
+            found = self._known[key]
             active = [layer for layer in range(layers) if layer not in removed]
             weights[active] = found.weights[active]
             candidates = [layer for layer in ranking(found.weights, found.path) if layer in active]
             removed += candidates[:taken]
             path += found.points(number)
-    return _selection(removed, weights, tuple(path))
+        return _selection(removed, weights, tuple(path))
 
 
 def _selection(removed: Collection[int], weights: Tensor, path: tuple[GatePoint, ...]) -> Selection:
@@ -99,7 +123,7 @@ def _selection(removed: Collection[int], weights: Tensor, path: tuple[GatePoint,
 def learn(
     context: Context,
     parameters: ElderParameters,
-    bypass: list[int],
+    bypass: Sequence[int],
     *,
     counts: Sequence[int],
     number: int = 0,
@@ -108,11 +132,16 @@ def learn(
     """Round `number` of `rounds`: weights from 1 on, of every layer but those in `bypass`, which are left out.
 
     It ends after `gate_steps`, or when the smallest weights have been those of the same layers for `gate_patience`
-    steps, for each of `counts`.
+    steps, for each of `counts`. Where the loss is no number, the weights go back to those before the last update, and
+    on at half the rate, with a warning.
+
+    Raises:
+        NonFiniteLoss: the loss is no number before any weight has moved, or again after three returns.
+        Cancelled: the caller ended the run.
     """
     layers = decoder_layers(context.model)
     weights = torch.ones(len(layers), device=context.device)
-    weights[bypass] = 0
+    weights[list(bypass)] = 0
     weights.requires_grad_()
     active = [layer for layer in range(len(layers)) if layer not in bypass]
     update = _UPDATES[parameters.gate_optimizer](parameters, weights)
@@ -122,7 +151,7 @@ def learn(
     if page.recalled is not None:
         learning.restore(page.recalled)
     first = number * parameters.gate_steps
-    for step in range(first + len(learning.losses), first + parameters.gate_steps):
+    for step in range(first + learning.steps, first + parameters.gate_steps):
         if learning.settled:
             break
         ids = context.batch(step, parameters.gate_batch_size)
@@ -130,8 +159,11 @@ def learn(
         wanted = teacher(ids) if teacher else None
         with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
             loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
-        require_finite(loss.detach(), "The loss of the layer weights", step + 1)
-        learning.step(loss, chosen)
+        if bool(loss.detach().isfinite()):
+            learning.step(loss, chosen)
+        else:
+            context.monitor.warn(learning.go_back(loss.item(), step + 1))
+            continue
         page.offer(learning.entry)
         mean = float(learning.path[-1][active].mean())
         context.monitor.step(step + 1, rounds * parameters.gate_steps, loss=loss.item(), gate_mean=mean)
@@ -146,27 +178,65 @@ class _Learning:
         self.path: list[Tensor] = []
         self.losses: list[float] = []
         self.settled = False
+        self._returns = 0
+        self._first = weights.detach().cpu().clone()
         self._weights = weights
         self._update = update
         self._patience = patience
+
+    @property
+    def steps(self) -> int:
+        """Losses that were computed, good and bad."""
+        return len(self.losses) + 2 * self._returns  # a return takes back an update
 
     def step(self, loss: Tensor, chosen: list[int]) -> None:
         """One update of the `chosen` weights, by the gradient of `loss`."""
         self._update(loss, chosen)
         self._note(self._weights.detach().cpu().clone(), loss.item())
 
+    def go_back(self, loss: float, step: int) -> str:
+        """Take the last update back, since `loss` is no number after it, and halve the rate; what to say of it.
+
+        Raises:
+            NonFiniteLoss: there is no update to take back, or it is one time too many.
+        """
+        if not self.path or self._returns == MOST_RETURNS:
+            raise NonFiniteLoss(
+                f"The loss of the layer weights became {loss} at update {step}; lower gate_learning_rate or "
+                "gate_penalty, and see that the model's own loss on the calibration text is finite."
+            )
+        path, losses = self.path[:-1], self.losses[:-1]
+        self.path, self.losses = [], []
+        self._patience.forget()
+        for weights, known in zip(path, losses, strict=True):
+            self._note(weights, known)
+        self._begin_again(self._returns + 1)
+        return (
+            f"The loss of the layer weights became {loss} at update {step}: the update before was taken back, and "
+            f"learning went on at {self._update.rate_factor:g} times the rate."
+        )
+
     def entry(self) -> Entry:
         optimizer = self._update.optimizer
         known = {} if optimizer is None else optimizer_tensors(optimizer)
-        return Entry({"losses": self.losses}, {"path": torch.stack(self.path), **known})
+        facts = {"losses": self.losses, "returns": self._returns}
+        return Entry(facts, {"path": torch.stack([self._first, *self.path]), **known})
 
     def restore(self, entry: Entry) -> None:
-        for weights, loss in zip(entry.tensors["path"], entry.facts["losses"], strict=True):
+        for weights, loss in zip(entry.tensors["path"][1:], entry.facts["losses"], strict=True):
             self._note(weights, loss)
-        with torch.no_grad():
-            self._weights.copy_(self.path[-1])
+        self._begin_again(entry.facts["returns"])
         if self._update.optimizer is not None:
             restore_optimizer(self._update.optimizer, entry.tensors)
+
+    @torch.no_grad()
+    def _begin_again(self, returns: int) -> None:
+        """From the last weights of the path, with what the optimiser knows forgotten."""
+        self._weights.copy_(self.path[-1] if self.path else self._first)
+        self._returns = returns
+        self._update.rate_factor = RATE_AFTER_RETURN**returns
+        if self._update.optimizer is not None:
+            self._update.optimizer.state.clear()
 
     def _note(self, weights: Tensor, loss: float) -> None:
         self.path.append(weights)
@@ -186,11 +256,15 @@ class _Patience:
         self._seen = 0
         self._total: Tensor | float = 0.0  # over the path, so that a step does not cost more the longer the path is
 
+    def forget(self) -> None:
+        """All steps of the path so far."""
+        self._chosen, self._unchanged, self._seen, self._total = [], 0, 0, 0.0
+
     def ended(self, weights: Tensor) -> bool:
         """Whether it has, with `weights` `[layers]` as the next step of the path."""
         if not self._steps:
             return False
-        self._seen, self._total = self._seen + 1, self._total + weights.double()
+        self._seen, self._total = self._seen + 1, self._total + weights.abs().double()
         mean = self._total / self._seen
         ranked = [layer for layer in ranking(weights, mean[None]) if layer not in self._bypass]
         chosen = [frozenset(ranked[:count]) for count in self._counts]
@@ -228,6 +302,7 @@ class _Update(ABC):
     """What one loss does, in place, to those of `weights` `[layers]` that were in effect."""
 
     optimizer: torch.optim.Optimizer | None = None
+    rate_factor = 1.0
 
     def __init__(self, parameters: ElderParameters, weights: Tensor) -> None:
         self._parameters = parameters
@@ -242,10 +317,12 @@ class _Adam(_Update):
 
     def __init__(self, parameters: ElderParameters, weights: Tensor) -> None:
         super().__init__(parameters, weights)
-        self.optimizer = torch.optim.Adam([weights], lr=parameters.gate_learning_rate)
+        self.optimizer = torch.optim.Adam([weights], lr=parameters.gate_rate)
 
     def __call__(self, loss: Tensor, chosen: list[int]) -> None:
         weights = self._weights
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate_factor * self._parameters.gate_rate
         self.optimizer.zero_grad()
         (loss + self._parameters.gate_penalty * weights[chosen].abs().sum()).backward()  # type: ignore[no-untyped-call]
         resting = weights.detach().clone()
@@ -261,7 +338,7 @@ class _Proximal(_Update):
         stepped = proximal_step(
             self._weights.detach()[chosen],
             gradient[chosen],
-            learning_rate=self._parameters.gate_learning_rate,
+            learning_rate=self.rate_factor * self._parameters.gate_rate,
             penalty=self._parameters.gate_penalty,
             longest_move=LONGEST_MOVE,
         )

@@ -55,7 +55,7 @@ def test_kl_divergence_is_the_mean_over_tokens_from_the_teacher() -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "expected"), [(Norm.L1, (3 + 4 + 0 + 0) / 4), (Norm.L2, 5 / 2), (Norm.RELATIVE, (25 / 4 + 0) / 2)]
+    ("norm", "expected"), [(Norm.L1, (3 + 4) / 2), (Norm.L2, 5 / 2), (Norm.RELATIVE, (25 / 4 + 0) / 2)]
 )
 def test_delta_norm(norm: Norm, expected: float) -> None:
     x = torch.tensor([[[2.0, 0.0], [1.0, 1.0]]])
@@ -78,6 +78,8 @@ def test_the_gate_falls_evenly_and_reaches_exactly_0() -> None:
     assert annealed_gate(1.0, 1.0) == 0
     assert {annealed_gate(done / 8, 0) for done in range(1, 9)} == {1.0}
     assert annealed_gate(1.0, 0.01) == 0
+    assert [annealed_gate(done / 8, 0, recovery=0.5) for done in range(1, 9)] == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert [annealed_gate(done / 4, 1.0, recovery=0.5) for done in range(1, 5)] == [0.75, 0.5, 0, 0]
 
 
 @given(updates=st.integers(1, 300), peak=st.floats(1e-6, 1))
@@ -93,6 +95,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_without_reaching_0(update
 def test_ranking_breaks_ties_by_the_path() -> None:
     path = torch.tensor([[0.9, 0.5, 0.8, 0.2], [0.4, 0.0, 0.5, 0.1], [0.0, 0.0, 0.0, 0.3]])
     assert ranking(path[-1], path) == [1, 0, 2, 3]
+    assert ranking(-path[-1], -path) == [1, 0, 2, 3], "a weight below 0 is as far from it as one above"
 
 
 def test_angular_distance_is_a_share_of_half_a_turn() -> None:

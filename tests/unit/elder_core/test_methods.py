@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 import torch
@@ -16,36 +16,29 @@ from elder_core.errors import Cancelled, NonFiniteLoss
 from elder_core.methods.base import Context, Method
 from elder_core.methods.elder import selection
 from elder_core.methods.elder.method import Elder
-from elder_core.methods.elder.search import refine
+from elder_core.methods.elder.search import Scores, refine
 from elder_core.methods.prefix import Prefix
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.monitor import Monitor
-from elder_core.parameters import ElderParameters, Gate, GateOptimizer, Loss, Norm, ShortGptParameters
+from elder_core.parameters import ElderParameters, GateOptimizer, Norm, ShortGptParameters
 from elder_core.registry import METHODS
 from elder_core.surgery import bypassed, decoder_layers
 
 QUICK = ElderParameters(gate_steps=6, gate_patience=0, gate_batch_size=2, updates=6, batch_size=2)
 SEARCHED = QUICK.model_copy(update={"search_samples": 8})
 LONG = QUICK.model_copy(update={"gate_steps": 40, "gate_learning_rate": 0.3, "gate_penalty": 0.2})
-PAPER = QUICK.model_copy(
-    update={
-        "gate": Gate.OUTPUT,
-        "gate_optimizer": GateOptimizer.ADAM,
-        "gate_loss": Loss.CROSS_ENTROPY,
-        "gate_penalty": 5e-3,
-        "gate_share": 1.0,
-        "layers_per_round": 1,
-        "loss": Loss.CROSS_ENTROPY,
-        "norm": Norm.L2,
-        "penalty": 1e-3,
-        "anneal_fraction": 0.0,
-    }
+PAPER = ElderParameters.of_the_paper().model_copy(
+    update={"gate_steps": 6, "gate_batch_size": 2, "tokens": None, "updates": 6}
 )
 
 
 def context_of(model: PreTrainedModel, *, samples: int = 8, monitor: Monitor | None = None) -> Context:
     windows = torch.randint(1, 257, (samples, 16), generator=torch.Generator().manual_seed(0))
     return Context(model=model, windows=windows, seed=0, device=torch.device("cpu"), monitor=monitor or Monitor())
+
+
+def refined(model: PreTrainedModel, parameters: ElderParameters, ranked: list[int], count: int) -> Collection[int]:
+    return refine(Scores(context_of(model), parameters), ranked, count)
 
 
 def idle(model: PreTrainedModel, *indices: int) -> None:
@@ -133,9 +126,110 @@ def test_iterative_selection_learns_again_for_every_round(tiny_llama: PreTrained
     assert [layer for layer, weight in enumerate(last) if weight == 0 and layer in rounds.removed] != []
 
 
+@pytest.mark.parametrize("per_round", [1, 2])
+def test_deeper_selections_begin_with_the_rounds_of_shallower_ones(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, per_round: int
+) -> None:
+    parameters = QUICK.model_copy(update={"layers_per_round": per_round})
+    alone = {count: Elder(parameters).select(context_of(tiny_llama), count) for count in (1, 2, 3, 4)}
+    learnt: list[int] = []
+    learn = selection.learn
+
+    def noted(*given: object, **more: object) -> object:
+        learnt.append(1)
+        return learn(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "learn", noted)
+    chooser = Elder(parameters).chooser(context_of(tiny_llama), (1, 2, 3, 4))
+    assert {count: chooser(count) for count in (4, 1, 3, 2)} == alone
+    # in rounds of two: two whole rounds, and half a round for 1 and for 3
+    assert len(learnt) == 4
+
+
+def test_one_search_remembers_its_scores_for_every_depth(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {count: Elder(SEARCHED).select(context_of(tiny_llama), count).removed for count in (1, 2, 3)}
+    made: list[Scores] = []
+    monkeypatch.setattr(selection, "Scores", lambda *given: made.append(Scores(*given)) or made[0])
+    chooser = Elder(SEARCHED).chooser(context_of(tiny_llama), (1, 2, 3))
+    assert len({tuple(chooser(count).removed) for count in (1, 2, 3)}) == 3
+    assert len(made) == 1
+    assert all(len(removed) == count for count, removed in alone.items())
+
+
+def test_learning_computes_no_gradient_of_the_models_weights(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss_of = selection.loss_of
+    learning: list[bool] = []
+
+    def noted(model: PreTrainedModel, *given: object) -> Tensor:
+        learning.extend(parameter.requires_grad for parameter in model.parameters())
+        return loss_of(model, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "loss_of", noted)
+    for parameters in (QUICK, PAPER):
+        Elder(parameters).select(context_of(tiny_llama), 2)
+    assert learning
+    assert not any(learning)
+    assert all(parameter.grad is None for parameter in tiny_llama.parameters())
+
+
+def _poisoned(monkeypatch: pytest.MonkeyPatch, *updates: int) -> None:
+    """Make the loss of these updates of the layer weights, counted from 1, no number."""
+    loss_of, numbers = selection.loss_of, count(1)
+
+    def spoilt(*given: object) -> Tensor:
+        return loss_of(*given) * (torch.nan if next(numbers) in updates else 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "loss_of", spoilt)
+
+
+@pytest.mark.parametrize("parameters", [QUICK, PAPER.model_copy(update={"layers_per_round": None})])
+def test_an_update_of_the_weights_that_broke_the_loss_is_taken_back(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, parameters: ElderParameters
+) -> None:
+    twin = Elder(parameters).select(context_of(tiny_llama), 2).gate_path
+    _poisoned(monkeypatch, 4)
+    context = context_of(tiny_llama)
+    path = Elder(parameters).select(context, 2).gate_path
+    assert [point.step for point in path] == [1, 2, 3, 4], "six losses: one taken back, one that was no number"
+    assert path[:2] == twin[:2]
+    assert path[2].weights != twin[2].weights
+    (warning,) = [warning for warning in context.monitor.warnings if "layer weights became" in warning]
+    assert "nan at update 4" in warning
+    assert "0.5 times the rate" in warning
+
+
+@pytest.mark.parametrize(("poisoned", "named"), [((1,), 1), ((2, 3, 4, 5), 3), ((3, 4, 5, 6), 5), ((4, 6, 8, 10), 10)])
+def test_weights_that_break_the_loss_again_and_again_end_the_run(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, poisoned: tuple[int, ...], named: int
+) -> None:
+    _poisoned(monkeypatch, *poisoned)
+    with pytest.raises(NonFiniteLoss, match=f"layer weights became nan at update {named}; lower gate_learning_rate"):
+        Elder(QUICK.model_copy(update={"gate_steps": 12})).select(context_of(tiny_llama), 2)
+
+
+def test_settings_without_effect_are_told(tiny_llama: PreTrainedModel) -> None:
+    context = context_of(tiny_llama, samples=64)
+    Elder(QUICK.model_copy(update={"penalty": 5.0, "norm": Norm.L1})).regularize(context, (1,))
+    (warning,) = context.monitor.warnings
+    assert warning.startswith("penalty and norm had no effect: where anneal_fraction is null")
+    context = context_of(tiny_llama, samples=64)
+    Elder(SEARCHED.model_copy(update={"layers_per_round": 1})).select(context, 2)
+    (warning,) = context.monitor.warnings
+    assert warning.startswith("search_samples had no effect")
+    for parameters in (QUICK, PAPER.model_copy(update={"penalty": 5.0})):
+        context = context_of(tiny_llama, samples=64)
+        Elder(parameters).select(context, 2)
+        Elder(parameters).regularize(context, (1,))
+        assert context.monitor.warnings == []
+
+
 def test_weights_stay_within_0_and_1_and_the_first_step_only_shrinks(tiny_llama: PreTrainedModel) -> None:
     path = Elder(QUICK.model_copy(update={"gate_share": 1.0})).select(context_of(tiny_llama), 2).gate_path
-    shrunk = 1 - QUICK.gate_learning_rate * QUICK.gate_penalty
+    shrunk = 1 - QUICK.gate_rate * QUICK.gate_penalty
     assert path[0].weights == pytest.approx([shrunk] * 6, abs=1e-4)  # KL has no slope where nothing is gated
     assert path[0].loss == pytest.approx(0, abs=1e-6)
     assert all(0 <= weight <= 1 for point in path for weight in point.weights)
@@ -165,6 +259,13 @@ def test_the_papers_form_keeps_the_layers_and_pulls_them_to_the_identity(tiny_ll
     penalties = [point.penalty for point in points if point.penalty is not None]
     assert len(penalties) == 20
     assert penalties[-1] < penalties[0] / 2
+
+
+def test_recovery_is_the_last_part_of_the_same_budget(tiny_llama: PreTrainedModel) -> None:
+    parameters = PAPER.model_copy(update={"updates": 20, "penalty": 1.0, "recovery_fraction": 0.25})
+    points = Elder(parameters).regularize(context_of(tiny_llama), (2, 3))
+    assert [point.gate for point in points] == [1.0] * 15 + [0.0] * 5
+    assert [point.penalty is None for point in points] == [False] * 15 + [True] * 5
 
 
 def test_bypassed_layers_are_not_trained_once_their_weight_is_0(tiny_llama: PreTrainedModel) -> None:
@@ -265,9 +366,7 @@ def test_the_search_mends_a_wrong_ranking(tiny_llama: PreTrainedModel) -> None:
     torch.nn.init.normal_(tiny_llama.model.layers[0].mlp.down_proj.weight, std=1.0)
     idle(tiny_llama, 1, 4)
     wrong = [1, 3, 2, 4, 5, 0]
-    assert refine(context_of(tiny_llama), SEARCHED, wrong, 2) == {1, 4}
-    unsearched = SEARCHED.model_copy(update={"search_samples": 0})
-    assert refine(context_of(tiny_llama), unsearched, wrong, 2) == {1, 3}
+    assert refined(tiny_llama, SEARCHED, wrong, 2) == {1, 4}
 
 
 @pytest.mark.parametrize(
@@ -301,7 +400,7 @@ def test_the_search_computes_the_rest_only_of_the_sets_that_are_ahead(
 
     monkeypatch.setattr(Prefix, "logits", noted)
     parameters = SEARCHED.model_copy(update={"search_batch_size": 2})
-    assert refine(context_of(tiny_llama), parameters, [5, 3, 0, 1, 2, 4], 2) == {1, 4}
+    assert refined(tiny_llama, parameters, [5, 3, 0, 1, 2, 4], 2) == {1, 4}
     assert len(seen) == len(set(seen)), "one set on one batch twice"
     passes = Counter(layers for layers, _ in seen)
     assert set(passes.values()) == {1, 4}, "a quarter of the sequences, or all of them"
@@ -311,7 +410,7 @@ def test_the_search_computes_the_rest_only_of_the_sets_that_are_ahead(
 def test_the_search_stays_near_the_border(tiny_llama: PreTrainedModel) -> None:
     idle(tiny_llama, 1, 4)
     narrow = SEARCHED.model_copy(update={"search_border": 1})
-    assert 4 not in refine(context_of(tiny_llama), narrow, [1, 3, 2, 5, 4, 0], 2)
+    assert 4 not in refined(tiny_llama, narrow, [1, 3, 2, 5, 4, 0], 2)
 
 
 def test_adam_moves_only_the_weights_that_were_in_effect(tiny_llama: PreTrainedModel) -> None:

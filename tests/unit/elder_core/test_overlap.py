@@ -33,6 +33,44 @@ def test_where_it_is_allowed_all_stays_and_is_counted_without_white_space_at_the
     assert "3 of 4 evaluation documents" in str(parted.warning())
 
 
+WORDS = [f"word{number}" for number in range(4_000)]
+
+
+def text(first: int, last: int) -> str:
+    return " ".join(WORDS[first:last])
+
+
+@pytest.mark.parametrize(
+    ("calibration", "evaluation"),
+    [
+        ([text(0, 1000), text(1000, 2000)], [text(0, 2000)]),
+        ([text(0, 2000)], [text(0, 1000), text(1000, 2000)]),
+        ([text(0, 1000)], [text(0, 1000) + " and one more"]),
+        ([text(0, 1000)], [text(0, 1000).replace(" word5", "\nword5")]),
+        ([text(0, 1000)], [text(960, 2000), text(0, 60)]),
+    ],
+    ids=["joined", "parted", "longer", "wrapped", "a part of it"],
+)
+def test_the_same_text_in_other_documents_is_found(calibration: list[str], evaluation: list[str]) -> None:
+    with pytest.raises(TextOverlap, match=r"% of the evaluation text's words stand in passages.*allow_overlap"):
+        part(calibration, evaluation, allowed=False)
+    parted = part(calibration, evaluation, allowed=True)
+    assert parted.documents == evaluation
+    assert "stand in passages that calibration has too" in str(parted.warning())
+
+
+def test_the_share_of_copied_words_is_that_of_their_passages() -> None:
+    calibration, evaluation = [text(0, 1000)], [text(950, 1900)]  # 50 of 950 words
+    with pytest.raises(TextOverlap, match=r"^5\.3% of the evaluation text's words"):
+        part(calibration, evaluation, allowed=False)
+    few = [text(960, 1960)]  # 40 of 1,000
+    assert part(calibration, few, allowed=False) == Parted(few)
+    shuffled = [" ".join(reversed(WORDS[:1000]))]
+    assert part(calibration, shuffled, allowed=False) == Parted(shuffled)
+    short = [text(0, 31)]
+    assert part(calibration, short, allowed=False) == Parted(short)
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_nothing_shared_is_nothing_to_say(allowed: bool) -> None:
     parted = part(["a"], ["b"], allowed=allowed)

@@ -12,8 +12,12 @@ from transformers import PreTrainedModel
 
 from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import LayersOutOfRange
+from elder_core.methods.base import Context
 from elder_core.methods.losses import logits_of
 from elder_core.methods.prefix import Prefix
+from elder_core.methods.sleb import Sleb
+from elder_core.monitor import Monitor
+from elder_core.parameters import SlebParameters
 from elder_core.surgery import bypassed, decoder_layers
 from tests.unit.elder_core.conftest import LAYERS, MakeTiny
 from tests.unit.elder_core.families import each
@@ -72,6 +76,15 @@ def test_only_layers_after_the_first_difference_are_computed(make_tiny: MakeTiny
             calls.clear()
             prefix.logits(removed)
             assert calls == computed
+
+
+def test_sleb_computes_only_what_comes_after_the_layer_it_leaves_out(tiny_llama: PreTrainedModel) -> None:
+    context = Context(tiny_llama, IDS, 0, torch.device("cpu"), Monitor())
+    with counted(tiny_llama) as calls:
+        Sleb(SlebParameters()).select(context, 2)
+    first = LAYERS + sum(range(LAYERS))  # the whole model, then for each layer those after it
+    second = LAYERS - 1 + sum(range(LAYERS - 1))
+    assert len(calls) == first + second
 
 
 def test_nothing_is_left_on_the_model(tiny_llama: PreTrainedModel) -> None:

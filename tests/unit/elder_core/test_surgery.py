@@ -16,7 +16,15 @@ from elder_core.architectures import table
 from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import DuplicateLayers, LayersOutOfRange, NoLayerLeft, UnsupportedArchitecture
-from elder_core.surgery import apply_changes, bypassed, config_changes, decoder_layers, layer_map, remove_layers
+from elder_core.surgery import (
+    apply_changes,
+    bypassed,
+    config_changes,
+    decoder_layers,
+    layer_map,
+    parameters_only_in,
+    remove_layers,
+)
 from tests.unit.elder_core.acceptance import PROMPT, generated, logits
 from tests.unit.elder_core.families import each, tiny_config
 
@@ -140,6 +148,17 @@ def test_untied_norms_after_layers_are_supported(make_tiny):
 def test_tied_embeddings_stay_tied(tiny_llama):
     remove_layers(tiny_llama, (3,))
     assert tiny_llama.lm_head.weight is tiny_llama.model.embed_tokens.weight
+
+
+def test_parameters_only_in_layers_are_those_that_nothing_else_uses(tiny_llama):
+    layers = decoder_layers(tiny_llama)
+    alone = parameters_only_in(tiny_llama, (1, 4))
+    assert {id(found) for found in alone} == {id(found) for layer in (1, 4) for found in layers[layer].parameters()}
+    layers[4].mlp.up_proj.weight = layers[2].mlp.up_proj.weight
+    layers[4].mlp.down_proj.weight = layers[1].mlp.down_proj.weight
+    left = parameters_only_in(tiny_llama, (1, 4))
+    assert len(left) == len(alone) - 2, "one is used elsewhere, and one twice in the layers themselves"
+    assert all(found is not layers[2].mlp.up_proj.weight for found in left)
 
 
 def test_bypassing_leaves_the_model_as_it_was(tiny_llama):

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from elder_core.errors import NonFiniteLoss
 from elder_core.gates import observed
-from elder_core.methods import base, training
+from elder_core.methods import base, losses, training
 from elder_core.methods.base import Context
-from elder_core.methods.losses import Teacher, leaving, logits_of
+from elder_core.methods.losses import Teacher, frozen_copy, leaving, logits_of
 from elder_core.methods.low_rank import low_rank, switched_off
 from elder_core.methods.mathematics import cosine_distance
 from elder_core.methods.training import Fading, train
@@ -122,6 +122,61 @@ def test_a_run_that_goes_wrong_is_put_back_and_goes_on_slower(context: Context, 
     assert after < 0.55 * before
     assert all(parameter.isfinite().all() for parameter in context.model.parameters())
     assert points[-1].loss < points[0].loss
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_a_run_that_keeps_its_layers_is_watched_as_well(context: Context, poison: Poison, fraction: float) -> None:
+    poison(30, 1e6)
+    train(context, QUICK.model_copy(update={"updates": 40}), REMOVED, fading=Fading(fraction, 0.1, Norm.L2))
+    assert "at update 31: the weights were put back" in context.monitor.warnings[-1]
+
+
+def test_weights_that_the_last_update_broke_are_put_back(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = context.model.model.layers[0].mlp.up_proj.weight
+    step, numbers = torch.optim.AdamW.step, count(1)
+
+    def breaking(self: torch.optim.AdamW) -> None:
+        step(self)
+        if next(numbers) == 10:
+            weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
+    train(context, QUICK.model_copy(update={"updates": 10}), REMOVED)
+    assert all(parameter.isfinite().all() for parameter in context.model.parameters())
+    assert "The last update left weights that are no numbers" in context.monitor.warnings[-1]
+    assert "those at 90% of the budget" in context.monitor.warnings[-1]
+
+
+def test_a_budget_in_seconds_tells_of_repetition(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0, 0.25)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    few = Context(context.model, context.windows[:8], 0, context.device, context.monitor)
+    train(few, TrainingParameters(seconds=10), REMOVED)
+    assert "8 sequences, so training went through it" in context.monitor.warnings[-1]
+
+
+def test_what_will_not_be_trained_is_shared_with_the_teacher(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins: list[PreTrainedModel] = []
+    monkeypatch.setattr(training, "frozen_copy", lambda *given: twins.append(frozen_copy(*given)) or twins[-1])
+    monkeypatch.setattr(losses, "computes_in_bfloat16", lambda _: False)
+    places = {
+        name: parameter.data_ptr()
+        for name, parameter in context.model.named_parameters()
+        if any(f".layers.{layer}." in name for layer in REMOVED)
+    }
+    train(context, QUICK, REMOVED)
+    train(context, QUICK, REMOVED, fading=Fading(0.5, 0.1, Norm.L2))
+    for twin, shared in zip(twins, (set(places), set()), strict=True):
+        found = {name for name, parameter in twin.named_parameters() if parameter.data_ptr() in places.values()}
+        assert found == shared
+    assert all(parameter.requires_grad for parameter in context.model.parameters())
+
+
+def test_a_stored_model_learns_in_float32_and_its_removed_layers_stay_as_they_are(context: Context) -> None:
+    context.model.to(torch.bfloat16)
+    train(context, QUICK, REMOVED)
+    kinds = {layer: {p.dtype for p in decoder_layers(context.model)[layer].parameters()} for layer in range(6)}
+    assert kinds == {layer: {torch.bfloat16 if layer in REMOVED else torch.float32} for layer in range(6)}
 
 
 def test_weights_are_put_back_to_what_they_were(context: Context, poison: Poison) -> None:
