@@ -2,8 +2,9 @@
 
 Two questions about the bundled model, at 25, 37.5 and 50 % of its layers:
 
-1. How long do ELDeR and other methods take to choose, beside SLEB? Bar: ELDeR at most a quarter of SLEB's time at 50 %.
-   The methods take turns on the same text, and the shortest of their times counts: what comes on top is the machine's.
+1. How long do ELDeR and other methods take to choose, beside SLEB? Bar: ELDeR at most a quarter of SLEB's time at 50 %,
+   both where training follows and where nothing is trained, and a search makes its set as good as SLEB's. The methods
+   take turns on the same text, and the shortest of their times counts: what comes on top is the machine's.
 2. How fast is the shorter model, beside the dense one less the removed layers' own time? Bar: 0.95 of that, at decoding
    and at reading a prompt, at every depth.
 
@@ -49,9 +50,10 @@ LENGTH = 256
 COUNTS = (4, 6, 8)
 CHOOSING_BAR, SPEED_BAR = 0.25, 0.95
 OUTPUT = Path(__file__).parent / "results" / "costs.json"
+OWN = ("elder", "elder, nothing trained")
 METHODS: dict[str, MethodParameters] = {
-    "elder": ElderParameters(),
-    "elder, nothing trained": ElderParameters(tokens=0),
+    OWN[0]: ElderParameters(),
+    OWN[1]: ElderParameters(tokens=0),
     "sleb": SlebParameters(),
     "shortgpt": ShortGptParameters(),
     "prune_comp": PruneCompParameters(),
@@ -105,8 +107,8 @@ def main() -> int:
     choosing = [found for count in COUNTS for found in _choosing(context, count, options.repetitions)]
     removed = {found.layers: found.removed for found in choosing if found.method == "elder"}
     speed = [_speed(context, removed[count], options.seconds) for count in COUNTS]
-    deepest = next(found for found in choosing if found.method == "elder" and found.layers == max(COUNTS))
-    met = deepest.of_sleb <= CHOOSING_BAR and all(
+    deepest = [found for found in choosing if found.method in OWN and found.layers == max(COUNTS)]
+    met = all(found.of_sleb <= CHOOSING_BAR for found in deepest) and all(
         min(found.decode_of_ideal, found.prefill_of_ideal) >= SPEED_BAR for found in speed
     )
     result = Result(

@@ -119,7 +119,7 @@ class TrainingParameters(Strict):
 
 
 class ElderParameters(TrainingParameters):
-    """ELDeR: learn a weight for every layer, regularise the least important towards the identity, remove them."""
+    """ELDeR: learn a weight for every layer, remove those of the smallest, train the rest to do without them."""
 
     name: Literal["elder"] = "elder"
 

@@ -1,4 +1,4 @@
-"""ELDeR: learn a weight for every layer, regularise the least important towards the identity, remove them.
+"""ELDeR: learn a weight for every layer, remove those of the smallest, train the rest to do without them.
 
 After arXiv 2505.18232. The defaults depart from the paper where measurement favours it (see docs/log.md): weights on
 the residual branch learnt by proximal steps against the unpruned model's distribution, half of them at a time; where
