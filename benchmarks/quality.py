@@ -92,6 +92,7 @@ WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("weights learnt for twice as long without a change", {"gate_patience": 16}),
     ("then a search", {"search_samples": 16}),
     ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16}),
+    ("no penalty on the weights", {"gate_penalty": 0.0}),
     ("weights of all layers at once", {"gate_share": 1.0}),
     ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM}),
     ("weights on the outputs", {"gate": Gate.OUTPUT}),

@@ -71,9 +71,9 @@ METHODS: dict[str, MethodEntry] = {
         MethodEntry(
             "prune_comp", "Prune&Comp", PruneCompParameters, f"{CODE}.prune_comp:PruneComp", f"{ARXIV}/2507.18212"
         ),
-        MethodEntry("cut", "Cut", CutParameters, f"{CODE}.fixed:Cut", f"{ARXIV}/2403.13257"),
-        MethodEntry("random", "Random", RandomParameters, f"{CODE}.fixed:Random", f"{ARXIV}/2411.15558"),
-        MethodEntry("last", "Last layers", LastParameters, f"{CODE}.fixed:Last", f"{ARXIV}/2411.15558"),
+        MethodEntry("cut", "Cut", CutParameters, f"{CODE}.cut:Cut", f"{ARXIV}/2403.13257"),
+        MethodEntry("random", "Random", RandomParameters, f"{CODE}.random:Random", f"{ARXIV}/2411.15558"),
+        MethodEntry("last", "Last layers", LastParameters, f"{CODE}.last:Last", f"{ARXIV}/2411.15558"),
     )
 }
 

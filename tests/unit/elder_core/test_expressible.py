@@ -14,7 +14,7 @@ from elder_core.errors import UnsupportedArchitecture
 from elder_core.inspection import Sources
 from elder_core.methods import expressible
 from elder_core.methods.base import Chooser, Context, Method, Selection
-from elder_core.methods.fixed import Random
+from elder_core.methods.random import Random
 from elder_core.monitor import Monitor
 from elder_core.parameters import RandomParameters
 from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef

@@ -1,0 +1,92 @@
+"""The benchmark of quality, on a tiny model: that its rows may be compared, and that a run goes on where it ended."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def quality() -> Any:
+    spec = importlib.util.spec_from_file_location("benchmark_quality", ROOT / "benchmarks" / "quality.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark_quality"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_attention_is_counted_whatever_computes_it(quality: Any, tiny_llama: PreTrainedModel) -> None:
+    ids = torch.randint(1, 257, (2, 64))
+    found = []
+    for implementation in ("sdpa", "eager"):
+        tiny_llama.set_attn_implementation(implementation)
+        with quality.counted() as forward:
+            loss = tiny_llama(input_ids=ids, use_cache=False).logits.sum()
+        with quality.counted() as backward:
+            loss.backward()
+        found.append((forward.flops, backward.flops))
+    (fused, fused_backward), (plain, plain_backward) = found
+    assert fused == plain
+    assert plain_backward < fused_backward < 1.25 * plain_backward, "the fused one computes the scores again"
+
+
+def test_sequences_are_counted_once_however_often_they_are_read(quality: Any, tiny_llama: PreTrainedModel) -> None:
+    ids = torch.arange(1, 61).reshape(6, 10)
+    with quality.sequences_read(tiny_llama) as read:
+        for batch in (ids[:4], ids[2:], ids):
+            tiny_llama(input_ids=batch, use_cache=False)
+    tiny_llama(input_ids=ids + 60, use_cache=False)
+    assert len(read) == 6
+
+
+def test_rows_spend_what_elder_spends_and_are_not_made_twice(
+    quality: Any, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.jsonl"
+    lines = [f"{number} times {number} is {number * number}. " * 20 for number in range(200)]
+    text.write_text("\n".join(json.dumps({"text": line}) for line in lines), encoding="utf-8")
+    output = tmp_path / "quality-tiny.json"
+    rows = ["elder", "elder's layers + distil", "sleb untrained", "sleb + distil", "shortgpt + distil"]
+
+    def run() -> dict[str, Any]:
+        given = ["--model", str(tiny_checkpoint), "--calibration", str(text), "--text", str(text)]
+        more = ["--windows", "8", "--ratios", "0.5", "--seeds", "0", "--rows", ",".join(rows), "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["quality.py", *given, *more, "--device", "cpu"])
+        assert quality.main() == 0
+        found = json.loads(output.read_text(encoding="utf-8"))
+        return {row["name"]: row for row in found["rows"]}
+
+    monkeypatch.setattr(quality.ElderParameters, "default_tokens", 4_000)
+    made = run()
+    assert set(made) == set(rows)
+    spent = {name: row["selection_flops"] + row["training_flops"] for name, row in made.items() if row["updates"]}
+    for name, row in made.items():
+        if row["updates"] and name != "elder":
+            one = row["training_flops"] / row["updates"]
+            assert 0 <= spent["elder"] - spent[name] < 1.01 * one, name
+    assert made["sleb untrained"]["updates"] == made["sleb untrained"]["training_flops"] == 0
+    assert made["sleb + distil"]["selection_flops"] > made["shortgpt + distil"]["selection_flops"]
+    assert made["sleb + distil"]["updates"] < made["shortgpt + distil"]["updates"]
+    assert all(row["selection_tokens"] > 0 for row in made.values())
+
+    again = run()
+    assert {name: row["made_at"] for name, row in again.items()} == {name: row["made_at"] for name, row in made.items()}
+
+    stored = json.loads(output.read_text(encoding="utf-8"))
+    for row in stored["rows"]:
+        if row["name"] == "sleb + distil":
+            row["training_flops"] //= 2  # as if ELDeR's budget had been smaller then
+    output.write_text(json.dumps(stored), encoding="utf-8")
+    renewed = {name for name, row in run().items() if row["made_at"] != made[name]["made_at"]}
+    assert renewed == {"sleb + distil"}
