@@ -345,8 +345,10 @@ def _rows(bench: Bench, recipes: Sequence[Recipe], ratio: float, seed: int, done
 
 def _spent_alike(row: Row, elder: Row) -> bool:
     """Whether a row of before spent ELDeR's present budget, but for a few updates."""
-    budget = elder.selection_flops + elder.training_flops
-    return row.updates == 0 or abs(row.selection_flops + row.training_flops - budget) <= 0.01 * budget
+    if row.updates == 0:
+        return True
+    budget, one = elder.selection_flops + elder.training_flops, row.training_flops / row.updates
+    return abs(row.selection_flops + row.training_flops - budget) <= max(0.01 * budget, one)
 
 
 def _run(
