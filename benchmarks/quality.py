@@ -183,7 +183,7 @@ class Row(BaseModel):
     training_flops: int
     selection_seconds: float
     training_seconds: float
-    selection_tokens: int
+    selection_tokens: int | None  # null in rows of before it was told
     training_tokens: int
     updates: int
     perplexity: float

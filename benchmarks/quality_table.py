@@ -62,10 +62,10 @@ def main() -> int:
 
 def tables() -> Iterator[str]:
     """The lines of all results, file by file and depth by depth."""
-    for path in sorted(RESULTS.glob("quality-*.json")):
+    for path in sorted(RESULTS.glob("quality-*.json"), key=lambda path: path.stem):
         result = json.loads(path.read_text(encoding="utf-8"))
         versions = result["environment"]["versions"]
-        yield f"## `{result['model']}`"
+        yield f"## `{result['model']}` on `{result['text']}`"
         yield ""
         whole = result["dense"]
         yield f"Dense: perplexity {whole['perplexity']:.2f}, {whole['bits_per_byte']:.3f} bits per byte, on"
@@ -132,7 +132,7 @@ def _table(rows: Sequence[dict[str, Any]], dense: float) -> Iterator[str]:
             f"{_mean(found, 'agreement'):.1%}",
             f"{_mean(found, 'continuation'):.1%}",
             f"{_mean(found, 'distinct'):.1%}",
-            f"{_mean(found, 'selection_tokens') / 1000:.0f}",
+            "–" if found[0]["selection_tokens"] is None else f"{_mean(found, 'selection_tokens') / 1000:.0f}",
             f"{_mean(found, 'training_tokens') / 1000:.0f}",
             f"{_mean(found, 'updates'):.0f}",
             f"{_mean(found, 'selection_flops') / 1e12:.2f}",
