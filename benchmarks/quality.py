@@ -78,7 +78,7 @@ PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 Shape = Sequence[int]
 
 # What does not matter for which layers are chosen.
-OF_TRAINING = {*TrainingParameters.model_fields, "penalty", "norm", "anneal_fraction"}
+OF_TRAINING = {*TrainingParameters.model_fields, "penalty", "norm", "anneal_fraction", "recovery_fraction"}
 
 PAPER = ElderParameters.of_the_paper()
 PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
@@ -256,8 +256,8 @@ def _attention(query: Shape, key: Shape, value: Shape, *_: object, **__: object)
     return sdpa_flop_count(query, key, value)
 
 
-def _attention_backward(_: Shape, query: Shape, key: Shape, value: Shape, *__: object, **___: object) -> int:
-    return sdpa_backward_flop_count(_, query, key, value)
+def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 # torch knows what attention costs on GPUs, and counts nothing for its kernels on CPUs.
@@ -435,18 +435,19 @@ class Cost:
         faded = sum(bool(point.gate) for point in points)
         return self.once + faded * self.faded + (len(points) - faded) * self.gone
 
-    def updates_within(self, flops: int, fraction: float | None) -> int:
+    def updates_within(self, flops: int, share: float) -> int:
         """As many updates as `flops` allow, where the layers are computed in so large a part of them; at least none."""
-        share = 0.0 if fraction is None else fraction or 1.0
         return max(0, int((flops - self.once) / (share * self.faded + (1 - share) * self.gone)))
 
 
 def _within(bench: Bench, recipe: Recipe, selection: Selection, flops: int, seed: int) -> TrainingParameters:
     """The training of `recipe` with as many updates as `flops` allow."""
     parameters = recipe.then or recipe.chooser
-    fraction = parameters.anneal_fraction if isinstance(parameters, ElderParameters) else None
+    share = 0.0
+    if isinstance(parameters, ElderParameters) and parameters.anneal_fraction is not None:
+        share = min(parameters.anneal_fraction or 1.0, 1 - parameters.recovery_fraction)
     cost = _cost(bench, recipe, parameters, selection, seed)
-    return _updates(parameters, cost.updates_within(flops, fraction))
+    return _updates(parameters, cost.updates_within(flops, share))
 
 
 def _cost(bench: Bench, recipe: Recipe, parameters: TrainingParameters, selection: Selection, seed: int) -> Cost:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NoReturn
 
 import numpy as np
@@ -16,6 +18,12 @@ from elder_core.spec import JobSpec
 MOST_SHARED = 0.01  # of the evaluation text's bytes: corpora of one document a line repeat headings and short lines
 PASSAGE = 32  # words in a row; manuals of different pages share half a per cent of their words in such passages
 MOST_COPIED = 0.05  # of the evaluation text's words: those in passages that calibration has too
+
+PART = 2**20  # words of calibration that are looked at in one go
+
+# Letters and digits in a row; of scripts that write no spaces between words, each letter.
+_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+WORD = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
 
 Codes = NDArray[np.uint64]
 
@@ -100,18 +108,29 @@ def part(calibration: Sequence[str], evaluation: Sequence[str], *, allowed: bool
 
 
 def _copied(calibration: Iterable[str], evaluation: Iterable[str]) -> float:
-    """Share of the words of `evaluation` that stand in passages of `PASSAGE` words which `calibration` has too."""
-    words = _codes(evaluation)
-    found = np.isin(_passages(words), _passages(_codes(calibration)))
+    """Share of the words of `evaluation` that stand in passages of `PASSAGE` words which `calibration` has too.
+
+    Memory: some 20 bytes for each word of `evaluation`; `calibration` is read in parts.
+    """
+    words = np.concatenate([np.empty(0, np.uint64), *_codes(evaluation)])
+    wanted = _passages(words)
+    found = np.zeros(len(wanted), dtype=bool)
+    before = np.empty(0, np.uint64)
+    for codes in _codes(calibration):
+        known = np.concatenate([before, codes])
+        found |= np.isin(wanted, _passages(known))
+        before = known[1 - PASSAGE :]
     inside = np.zeros(len(words), dtype=bool)
     for place in range(PASSAGE):
         inside[place : place + len(found)] |= found
     return float(inside.mean()) if len(words) else 0.0
 
 
-def _codes(documents: Iterable[str]) -> Codes:
-    """A number for each word `[words]`, the same for equal ones, within this process."""
-    return np.fromiter((hash(word) for document in documents for word in document.split()), np.int64).view(np.uint64)
+def _codes(documents: Iterable[str]) -> Iterator[Codes]:
+    """A number for each word, the same for equal ones, within this process; `PART` words at a time."""
+    words = (hash(match.group()) for document in documents for match in WORD.finditer(document))
+    while len(codes := np.fromiter(islice(words, PART), np.int64)):
+        yield codes.view(np.uint64)
 
 
 def _passages(words: Codes) -> Codes:

@@ -182,7 +182,10 @@ class ElderParameters(TrainingParameters):
         le=1000,
         description="λ2, the weight of the penalty on Δ in stage 2, for as long as the chosen layers are computed.",
     )
-    norm: Norm = Field(default=Norm.RELATIVE, description="Norm of Δ in that penalty.")
+    norm: Norm = Field(
+        default=Norm.RELATIVE,
+        description="Norm of Δ in that penalty; l1 sums over the hidden size, and so wants a smaller one than l2.",
+    )
     anneal_fraction: float | None = Field(
         default=None,
         ge=0,
@@ -194,7 +197,7 @@ class ElderParameters(TrainingParameters):
     recovery_fraction: float = Field(
         default=0.0,
         ge=0,
-        le=1,
+        lt=1,
         description="Share of stage 2, at its end, in which the model trains without the chosen layers, whatever their "
         "weights would still be.",
     )

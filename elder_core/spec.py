@@ -100,7 +100,7 @@ class EvaluationSpec(Strict):
         default=False,
         description="Measure on text that calibration has too; the report is then marked, since its figures are better "
         "than on unseen text. Otherwise equal documents are left out, or refused above 1 % of the bytes, and text with "
-        "more than 5 % of its words in equal passages of 32 words is refused.",
+        "more than 5 % of its words in passages of 32 words that calibration has word for word is refused.",
     )
     speed: bool = Field(default=True, description="Measure prefill and decoding speed and peak memory.")
     generation: bool = Field(default=True, description="Generate three texts side by side.")

@@ -40,9 +40,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 def parameters_only_in(model: PreTrainedModel, layers: Collection[int]) -> list[nn.Parameter]:
     """The parameters of the decoder layers `layers` that nothing else in the model uses too."""
     stack = decoder_layers(model)
-    chosen = {id(stack[layer]) for layer in layers}
-    modules = model.named_modules(remove_duplicate=False)
-    prefixes = tuple(f"{name}." for name, module in modules if id(module) in chosen)
+    stacks = [name for name, module in model.named_modules(remove_duplicate=False) if module is stack]
+    prefixes = tuple(f"{name}.{layer}." for name in stacks for layer in layers)
     inside: dict[int, nn.Parameter] = {}
     elsewhere: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):

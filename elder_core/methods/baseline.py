@@ -17,6 +17,7 @@ from elder_core.methods.losses import Teacher, frozen_copy
 from elder_core.methods.training import Budget, train
 from elder_core.parameters import BaselineParameters, TrainingParameters
 from elder_core.spec import TrainingPoint
+from elder_core.surgery import parameters_only_in
 
 P = TypeVar("P", bound=TrainingParameters)
 S = TypeVar("S", bound=BaselineParameters)
@@ -33,7 +34,9 @@ class Baseline(Method, Generic[P]):
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         trains = not Budget.of(self.parameters, context.windows.shape[1]).nothing
-        teacher = Teacher(frozen_copy(context.model)) if trains and self.parameters.taught else None
+        teacher: Teacher | None = None
+        if trains and self.parameters.taught:
+            teacher = Teacher(frozen_copy(context.model, parameters_only_in(context.model, removed)))
         self.compensate(context, removed)
         return train(context, self.parameters, removed, teacher=teacher)
 

@@ -196,7 +196,7 @@ class _Run:
         gate = 0.0 if self._fading is None else self._fading.gate(after)
         rate = learning_rate_at(before, after, self._peak * state.watch.rate_factor)
         loss, penalty = self._gradient(state.optimizer, state.update, gate)
-        if state.watch.went_wrong(loss, state.update, before, fading=0 < gate < 1):
+        if state.watch.went_wrong(loss, state.update, before, gate):
             state.optimizer.state.clear()
         else:
             for group in state.optimizer.param_groups:
@@ -314,19 +314,23 @@ class _Watch:
         self._learning = learning
         self._context = context
         self._returns = 0
-        self._recent: list[float] = []
+        self._recent: list[float] = []  # losses that the next one may be compared with
+        self._gate = 0.0
         self._kept_at = 0.0
         self.kept = self._copy()
 
-    def went_wrong(self, loss: float, update: int, share: float, *, fading: bool) -> bool:
+    def went_wrong(self, loss: float, update: int, share: float, gate: float) -> bool:
         """Whether this update's loss is no number or has run away; if so the weights are the last good ones again.
 
-        It is asked before the update is made, so that weights are kept by whose own loss they were good.
+        It is asked before the update is made, so that weights are kept by whose own loss they were good. Where `gate`,
+        the weight of the layers that go, is another than before, the loss may rise as it should.
 
         Raises:
             NonFiniteLoss: nothing has moved yet, or it is one time too many.
         """
-        if not self._bad(loss, fading=fading):
+        if gate != self._gate:
+            self._recent, self._gate = [], gate
+        if not self._bad(loss):
             self._recent = [*self._recent[-RECENT + 1 :], loss]
             if share >= self._kept_at + KEPT_SHARE - ROUNDING:
                 self.kept, self._kept_at = self._copy(), share
@@ -354,18 +358,19 @@ class _Watch:
             "rate_factor": self.rate_factor,
             "returns": self._returns,
             "recent": self._recent,
+            "gate": self._gate,
             "kept_at": self._kept_at,
         }
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.rate_factor, self._returns = facts["rate_factor"], facts["returns"]
-        self._recent, self._kept_at = facts["recent"], facts["kept_at"]
+        self._recent, self._gate, self._kept_at = facts["recent"], facts["gate"], facts["kept_at"]
         overwrite(self.kept, "kept", tensors)
 
-    def _bad(self, loss: float, *, fading: bool) -> bool:
+    def _bad(self, loss: float) -> bool:
         if not math.isfinite(loss):
             return True
-        if fading or len(self._recent) < RECENT:  # while layers fade out the loss rises as it should
+        if len(self._recent) < RECENT:
             return False
         return loss > DIVERGED_FACTOR * sum(self._recent) / RECENT + DIVERGED_NATS
 

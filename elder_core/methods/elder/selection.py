@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from elder_core.surgery import bypassed, decoder_layers
 # The first and last layers' gradients are hundreds of times those of the middle ones: a step size that moves the
 # middle would throw a vital layer from 1 to 0 in one step, where its gradient no longer tells it to come back.
 LONGEST_MOVE = 0.1
+REMEDY = (
+    "lower gate_learning_rate or gate_penalty, and see that the model's own loss on the calibration text is finite."
+)
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,8 @@ def learn(
     """Round `number` of `rounds`: weights from 1 on, of every layer but those in `bypass`, which are left out.
 
     It ends after `gate_steps`, or when the smallest weights have been those of the same layers for `gate_patience`
-    steps, for each of `counts`. Where the loss is no number, the weights go back to those before the last update, and
-    on at half the rate, with a warning.
+    steps, for each of `counts`. Where the loss is no number, the weights go back to before the last update of those
+    that were in effect, and on at half the rate, with a warning.
 
     Raises:
         NonFiniteLoss: the loss is no number before any weight has moved, or again after three returns.
@@ -159,14 +163,12 @@ def learn(
         wanted = teacher(ids) if teacher else None
         with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
             loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
-        if bool(loss.detach().isfinite()):
-            learning.step(loss, chosen)
-        else:
-            context.monitor.warn(learning.go_back(loss.item(), step + 1))
-            continue
+        if warning := learning.step(loss, chosen, step + 1):
+            context.monitor.warn(warning)
         page.offer(learning.entry)
-        mean = float(learning.path[-1][active].mean())
+        mean = float(weights.detach()[active].mean())
         context.monitor.step(step + 1, rounds * parameters.gate_steps, loss=loss.item(), gate_mean=mean)
+    learning.require_path()
     page.keep(learning.entry())
     return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses))
 
@@ -178,53 +180,77 @@ class _Learning:
         self.path: list[Tensor] = []
         self.losses: list[float] = []
         self.settled = False
+        self.steps = 0  # that were made, those that did not last among them
         self._returns = 0
         self._first = weights.detach().cpu().clone()
         self._weights = weights
         self._update = update
         self._patience = patience
 
-    @property
-    def steps(self) -> int:
-        """Losses that were computed, good and bad."""
-        return len(self.losses) + 2 * self._returns  # a return takes back an update
+    def step(self, loss: Tensor, chosen: list[int], number: int) -> str | None:
+        """Update number `number`: of the `chosen` weights, by the gradient of `loss`, which they were in effect for.
 
-    def step(self, loss: Tensor, chosen: list[int]) -> None:
-        """One update of the `chosen` weights, by the gradient of `loss`."""
-        self._update(loss, chosen)
-        self._note(self._weights.detach().cpu().clone(), loss.item())
-
-    def go_back(self, loss: float, step: int) -> str:
-        """Take the last update back, since `loss` is no number after it, and halve the rate; what to say of it.
+        Where a number comes out of neither, go back to where it did at half the rate, and answer what to say of it.
 
         Raises:
-            NonFiniteLoss: there is no update to take back, or it is one time too many.
+            NonFiniteLoss: the weights are as they were at the beginning, or it is one time too many.
         """
-        if not self.path or self._returns == MOST_RETURNS:
-            raise NonFiniteLoss(
-                f"The loss of the layer weights became {loss} at update {step}; lower gate_learning_rate or "
-                "gate_penalty, and see that the model's own loss on the calibration text is finite."
+        self.steps += 1
+        value = loss.item()
+        if not math.isfinite(value):
+            return self._go_back(f"The loss of the layer weights became {value} at update {number}", self._kept(chosen))
+        self._update(loss, chosen)
+        weights = self._weights.detach().cpu().clone()
+        if not bool(weights.isfinite().all()):
+            return self._go_back(
+                f"The layer weights became {float(weights[chosen].sum())} at update {number}", len(self.path)
             )
-        path, losses = self.path[:-1], self.losses[:-1]
+        self._note(weights, value)
+        return None
+
+    def require_path(self) -> None:
+        """Raises:
+        NonFiniteLoss: no update is left of all that were made.
+        """
+        if not self.path:
+            raise NonFiniteLoss(f"No update of the layer weights was left, out of {self.steps}; {REMEDY}")
+
+    def _kept(self, chosen: list[int]) -> int | None:
+        """How many updates of the path were made before the last that moved one of the `chosen` weights, if any did."""
+        known = [self._first, *self.path]
+        moved = (
+            number
+            for number in range(len(self.path), 0, -1)
+            if not torch.equal(known[number][chosen], known[number - 1][chosen])
+        )
+        last = next(moved, None)
+        return None if last is None else last - 1
+
+    def _go_back(self, why: str, kept: int | None) -> str:
+        """Keep so many updates of the path, and halve the rate."""
+        if kept is None or self._returns == MOST_RETURNS:
+            raise NonFiniteLoss(f"{why}; {REMEDY}")
+        path, losses = self.path[:kept], self.losses[:kept]
         self.path, self.losses = [], []
         self._patience.forget()
-        for weights, known in zip(path, losses, strict=True):
-            self._note(weights, known)
+        for weights, loss in zip(path, losses, strict=True):
+            self._note(weights, loss)
         self._begin_again(self._returns + 1)
         return (
-            f"The loss of the layer weights became {loss} at update {step}: the update before was taken back, and "
-            f"learning went on at {self._update.rate_factor:g} times the rate."
+            f"{why}: the weights were put back to those after {kept} updates, and learning went on at "
+            f"{self._update.rate_factor:g} times the rate."
         )
 
     def entry(self) -> Entry:
         optimizer = self._update.optimizer
         known = {} if optimizer is None else optimizer_tensors(optimizer)
-        facts = {"losses": self.losses, "returns": self._returns}
+        facts = {"losses": self.losses, "returns": self._returns, "steps": self.steps}
         return Entry(facts, {"path": torch.stack([self._first, *self.path]), **known})
 
     def restore(self, entry: Entry) -> None:
         for weights, loss in zip(entry.tensors["path"][1:], entry.facts["losses"], strict=True):
             self._note(weights, loss)
+        self.steps = entry.facts["steps"]
         self._begin_again(entry.facts["returns"])
         if self._update.optimizer is not None:
             restore_optimizer(self._update.optimizer, entry.tensors)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from elder_core.errors import Cancelled, NonFiniteLoss
+from elder_core.methods import training
 from elder_core.methods.base import Context, Method
 from elder_core.methods.elder import selection
 from elder_core.methods.elder.method import Elder
@@ -150,12 +151,17 @@ def test_one_search_remembers_its_scores_for_every_depth(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = {count: Elder(SEARCHED).select(context_of(tiny_llama), count).removed for count in (1, 2, 3)}
-    made: list[Scores] = []
-    monkeypatch.setattr(selection, "Scores", lambda *given: made.append(Scores(*given)) or made[0])
+    seen: list[tuple[frozenset[int], bytes]] = []
+    logits = Prefix.logits
+
+    def noted(self: Prefix, removed: Collection[int], positions: Tensor) -> Tensor:
+        seen.append((frozenset(removed), self._ids.numpy().tobytes()))
+        return logits(self, removed, positions)
+
+    monkeypatch.setattr(Prefix, "logits", noted)
     chooser = Elder(SEARCHED).chooser(context_of(tiny_llama), (1, 2, 3))
-    assert len({tuple(chooser(count).removed) for count in (1, 2, 3)}) == 3
-    assert len(made) == 1
-    assert all(len(removed) == count for count, removed in alone.items())
+    assert {count: chooser(count).removed for count in (1, 2, 3)} == alone
+    assert len(seen) == len(set(seen)), "one set on one batch twice"
 
 
 def test_learning_computes_no_gradient_of_the_models_weights(
@@ -186,7 +192,10 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch, *updates: int) -> None:
     monkeypatch.setattr(selection, "loss_of", spoilt)
 
 
-@pytest.mark.parametrize("parameters", [QUICK, PAPER.model_copy(update={"layers_per_round": None})])
+ALL_AT_ONCE = QUICK.model_copy(update={"gate_share": 1.0})
+
+
+@pytest.mark.parametrize("parameters", [ALL_AT_ONCE, PAPER.model_copy(update={"layers_per_round": None})])
 def test_an_update_of_the_weights_that_broke_the_loss_is_taken_back(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, parameters: ElderParameters
 ) -> None:
@@ -198,17 +207,62 @@ def test_an_update_of_the_weights_that_broke_the_loss_is_taken_back(
     assert path[:2] == twin[:2]
     assert path[2].weights != twin[2].weights
     (warning,) = [warning for warning in context.monitor.warnings if "layer weights became" in warning]
-    assert "nan at update 4" in warning
+    assert "nan at update 4: the weights were put back to those after 2 updates" in warning
     assert "0.5 times the rate" in warning
 
 
-@pytest.mark.parametrize(("poisoned", "named"), [((1,), 1), ((2, 3, 4, 5), 3), ((3, 4, 5, 6), 5), ((4, 6, 8, 10), 10)])
+@pytest.mark.parametrize(("poisoned", "named"), [((1,), 1), ((2, 3, 4), 3), ((4, 6, 8, 10), 10)])
 def test_weights_that_break_the_loss_again_and_again_end_the_run(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, poisoned: tuple[int, ...], named: int
 ) -> None:
     _poisoned(monkeypatch, *poisoned)
     with pytest.raises(NonFiniteLoss, match=f"layer weights became nan at update {named}; lower gate_learning_rate"):
-        Elder(QUICK.model_copy(update={"gate_steps": 12})).select(context_of(tiny_llama), 2)
+        Elder(ALL_AT_ONCE.model_copy(update={"gate_steps": 12})).select(context_of(tiny_llama), 2)
+
+
+def test_what_is_taken_back_is_the_update_of_the_weights_in_effect(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer's weight breaks the loss wherever it is below 0.8: half of the layers are weighted at a time."""
+    loss_of, gated = selection.loss_of, selection.gated
+    in_effect: list[tuple[Tensor, list[int]]] = []
+
+    def noted(layers: object, weights: Tensor, form: object, chosen: list[int]) -> object:
+        in_effect.append((weights, chosen))
+        return gated(layers, weights, form, chosen)  # type: ignore[arg-type]
+
+    def spoilt(*given: object) -> Tensor:
+        weights, chosen = in_effect[-1]
+        return loss_of(*given) * (torch.nan if 3 in chosen and weights[3] < 0.8 else 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "gated", noted)
+    monkeypatch.setattr(selection, "loss_of", spoilt)
+    context = context_of(tiny_llama)
+    parameters = QUICK.model_copy(update={"gate_steps": 12, "gate_penalty": 0.15})
+    path = Elder(parameters).select(context, 2).gate_path
+    assert path[-1].weights[3] >= 0.7
+    assert any("the weights were put back" in warning for warning in context.monitor.warnings)
+
+
+def test_where_no_update_lasts_the_run_ends(tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    _poisoned(monkeypatch, 2)
+    with pytest.raises(NonFiniteLoss, match="No update of the layer weights was left, out of 2"):
+        Elder(ALL_AT_ONCE.model_copy(update={"gate_steps": 2})).select(context_of(tiny_llama), 2)
+
+
+def test_a_gradient_that_is_no_number_leaves_the_weights(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, numbers = selection.proximal_step, count(1)
+    monkeypatch.setattr(
+        selection, "proximal_step", lambda *a, **k: step(*a, **k) * (torch.nan if next(numbers) == 6 else 1.0)
+    )
+    context = context_of(tiny_llama)
+    found = Elder(QUICK).select(context, 2)
+    assert found.weights is not None
+    assert torch.tensor(found.weights).isfinite().all()
+    assert len(found.gate_path) == 5
+    assert any("The layer weights became nan at update 6" in warning for warning in context.monitor.warnings)
 
 
 def test_settings_without_effect_are_told(tiny_llama: PreTrainedModel) -> None:
@@ -266,6 +320,17 @@ def test_recovery_is_the_last_part_of_the_same_budget(tiny_llama: PreTrainedMode
     points = Elder(parameters).regularize(context_of(tiny_llama), (2, 3))
     assert [point.gate for point in points] == [1.0] * 15 + [0.0] * 5
     assert [point.penalty is None for point in points] == [False] * 15 + [True] * 5
+
+
+def test_the_jump_at_the_beginning_of_recovery_is_no_divergence(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss_of, numbers = training.loss_of, count(1)
+    monkeypatch.setattr(training, "loss_of", lambda *given: loss_of(*given) * (100.0 if next(numbers) > 20 else 0.1))
+    parameters = PAPER.model_copy(update={"updates": 40, "recovery_fraction": 0.5})
+    context = context_of(tiny_llama, samples=96)
+    assert len(Elder(parameters).regularize(context, (2, 3))) == 40
+    assert context.monitor.warnings == []
 
 
 def test_bypassed_layers_are_not_trained_once_their_weight_is_0(tiny_llama: PreTrainedModel) -> None:

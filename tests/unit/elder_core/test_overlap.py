@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from elder_core import overlap
 from elder_core.errors import TextOverlap
 from elder_core.overlap import Parted, part
 
@@ -69,6 +70,24 @@ def test_the_share_of_copied_words_is_that_of_their_passages() -> None:
     assert part(calibration, shuffled, allowed=False) == Parted(shuffled)
     short = [text(0, 31)]
     assert part(calibration, short, allowed=False) == Parted(short)
+
+
+def test_scripts_without_spaces_are_compared_letter_by_letter() -> None:
+    letters = "".join(chr(0x4E00 + 37 * number % 3000) for number in range(1_200))
+    with pytest.raises(TextOverlap, match="stand in passages"):
+        part([letters[:500], letters[500:]], [letters], allowed=False)
+
+
+def test_rules_drawn_in_tables_are_no_passages() -> None:
+    rule = " ".join(["-" * 3] * 200)
+    tables = [f"{text(*span)}\n{rule}" for span in ((0, 500), (1000, 1500))]
+    assert part(tables[:1], tables[1:], allowed=False) == Parted(tables[1:])
+
+
+def test_passages_that_lie_across_parts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "PART", 10)
+    with pytest.raises(TextOverlap, match=r"^100\.0% of the evaluation text's words"):
+        part([text(0, 100), text(100, 205)], [text(3, 203)], allowed=False)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
