@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NoReturn
-
-import numpy as np
-from numpy.typing import NDArray
 
 from elder_core.errors import TextOverlap
 from elder_core.inspection import Sources, text_path
 from elder_core.spec import JobSpec
 
 MOST_SHARED = 0.01  # of the evaluation text's bytes: corpora of one document a line repeat headings and short lines
-PASSAGE = 32  # words in a row; manuals of different pages share half a per cent of their words in such passages
 MOST_COPIED = 0.05  # of the evaluation text's words: those in passages that calibration has too
-
-PART = 2**20  # words of calibration that are looked at in one go
-
-# Letters and digits in a row; of scripts that write no spaces between words, each letter.
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-WORD = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
-
-Codes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -77,13 +63,15 @@ def check_sources(spec: JobSpec, sources: Sources) -> None:
 def part(calibration: Sequence[str], evaluation: Sequence[str], *, allowed: bool) -> Parted:
     """Evaluation text without what calibration sees too, if that is little, or with all of it where it is `allowed`.
 
-    Documents are compared without white space at their ends. Then passages of `PASSAGE` words are, since the same text
+    Documents are compared without white space at their ends. Then passages of 32 words are, since the same text
     may be cut into other documents.
 
     Raises:
         TextOverlap: more than `MOST_SHARED` of the text's bytes are of such documents, or more than `MOST_COPIED` of
             its words in such passages, and that is not allowed.
     """
+    from elder_core.passages import PASSAGE, copied  # of numpy, which the API does without
+
     seen = {document.strip() for document in calibration}
     unseen = [document for document in evaluation if document.strip() not in seen]
     shared = len(evaluation) - len(unseen)
@@ -96,49 +84,15 @@ def part(calibration: Sequence[str], evaluation: Sequence[str], *, allowed: bool
             f"{shared:,} of {len(evaluation):,} evaluation documents are calibration documents too, with {share:.2%} "
             f"of the text's bytes; up to {MOST_SHARED:.0%} would be left out"
         )
-    copied = _copied(calibration, unseen)
-    if copied <= MOST_COPIED:
+    share = copied(calibration, unseen)
+    if share <= MOST_COPIED:
         return Parted(unseen, left_out=shared)
     if not allowed:
         _refuse(
-            f"{copied:.1%} of the evaluation text's words stand in passages of {PASSAGE} words or more that the "
+            f"{share:.1%} of the evaluation text's words stand in passages of {PASSAGE} words or more that the "
             f"calibration text has too; up to {MOST_COPIED:.0%} may"
         )
-    return Parted(unseen, copied=copied)
-
-
-def _copied(calibration: Iterable[str], evaluation: Iterable[str]) -> float:
-    """Share of the words of `evaluation` that stand in passages of `PASSAGE` words which `calibration` has too.
-
-    Memory: some 20 bytes for each word of `evaluation`; `calibration` is read in parts.
-    """
-    words = np.concatenate([np.empty(0, np.uint64), *_codes(evaluation)])
-    wanted = _passages(words)
-    found = np.zeros(len(wanted), dtype=bool)
-    before = np.empty(0, np.uint64)
-    for codes in _codes(calibration):
-        known = np.concatenate([before, codes])
-        found |= np.isin(wanted, _passages(known))
-        before = known[1 - PASSAGE :]
-    inside = np.zeros(len(words), dtype=bool)
-    for place in range(PASSAGE):
-        inside[place : place + len(found)] |= found
-    return float(inside.mean()) if len(words) else 0.0
-
-
-def _codes(documents: Iterable[str]) -> Iterator[Codes]:
-    """A number for each word, the same for equal ones, within this process; `PART` words at a time."""
-    words = (hash(match.group()) for document in documents for match in WORD.finditer(document))
-    while len(codes := np.fromiter(islice(words, PART), np.int64)):
-        yield codes.view(np.uint64)
-
-
-def _passages(words: Codes) -> Codes:
-    """A number for each run of `PASSAGE` words `[words − PASSAGE + 1]`, the same for equal ones."""
-    found = np.zeros(max(0, len(words) - PASSAGE + 1), dtype=np.uint64)
-    for place in range(PASSAGE):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + words[place : place + len(found)]  # modulo 2⁶⁴
-    return found
+    return Parted(unseen, copied=share)
 
 
 def _bytes(documents: Iterable[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from elder_core import overlap
+from elder_core import passages
 from elder_core.errors import TextOverlap
 from elder_core.overlap import Parted, part
 
@@ -85,7 +85,7 @@ def test_rules_drawn_in_tables_are_no_passages() -> None:
 
 
 def test_passages_that_lie_across_parts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap, "PART", 10)
+    monkeypatch.setattr(passages, "PART", 10)
     with pytest.raises(TextOverlap, match=r"^100\.0% of the evaluation text's words"):
         part([text(0, 100), text(100, 205)], [text(3, 203)], allowed=False)
 
