@@ -50,10 +50,9 @@ LENGTH = 256
 COUNTS = (4, 6, 8)
 CHOOSING_BAR, SPEED_BAR = 0.25, 0.95
 OUTPUT = Path(__file__).parent / "results" / "costs.json"
-OWN = ("elder", "elder, nothing trained")
 METHODS: dict[str, MethodParameters] = {
-    OWN[0]: ElderParameters(),
-    OWN[1]: ElderParameters(tokens=0),
+    "elder": ElderParameters(),
+    "elder, nothing trained": ElderParameters(tokens=0),
     "sleb": SlebParameters(),
     "shortgpt": ShortGptParameters(),
     "prune_comp": PruneCompParameters(),
@@ -107,8 +106,8 @@ def main() -> int:
     choosing = [found for count in COUNTS for found in _choosing(context, count, options.repetitions)]
     removed = {found.layers: found.removed for found in choosing if found.method == "elder"}
     speed = [_speed(context, removed[count], options.seconds) for count in COUNTS]
-    deepest = [found for found in choosing if found.method in OWN and found.layers == max(COUNTS)]
-    met = all(found.of_sleb <= CHOOSING_BAR for found in deepest) and all(
+    own = [found for found in choosing if isinstance(METHODS[found.method], ElderParameters)]
+    met = all(found.of_sleb <= CHOOSING_BAR for found in own if found.layers == max(COUNTS)) and all(
         min(found.decode_of_ideal, found.prefill_of_ideal) >= SPEED_BAR for found in speed
     )
     result = Result(

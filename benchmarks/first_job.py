@@ -148,7 +148,7 @@ def bars(elder: Report, shortgpt: Report | None) -> Bars:
         decode_of_ideal=decode,
         prefill_of_ideal=found.ratios["prefill_tokens_per_second"] / found.ideal.prefill_speedup,
         lower_than_shortgpt=lower,
-        missed=tuple(name for name, found in missed.items() if found),
+        missed=tuple(bar for bar, is_missed in missed.items() if is_missed),
     )
 
 

@@ -31,7 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
@@ -67,7 +67,7 @@ from elder_core.parameters import (
 )
 from elder_core.registry import find_method
 from elder_core.spec import Environment, ModelRef, TrainingPoint
-from elder_core.surgery import decoder_layers, remove_layers
+from elder_core.surgery import decoder_layers, parameters_only_in, remove_layers
 
 RESULTS = Path(__file__).parent / "results"
 TEXT = Path(__file__).parents[1] / "examples" / "models" / "manuals-texts" / "validation.jsonl"
@@ -318,8 +318,22 @@ def _kept(old: Result, new: Result, recipes: Sequence[Recipe]) -> list[Row]:
     for name in ("revision", "text_sha256", "windows"):
         if getattr(old, name) != getattr(new, name):
             sys.exit(f"The file to go on with has another {name}; give another --output or remove it.")
-    recorded = {recipe.name: _recorded(recipe) for recipe in recipes}
-    return [row for row in old.rows if row.parameters == recorded.get(row.name)]
+    known = {recipe.name: recipe for recipe in recipes}
+    return [row for row in old.rows if row.name in known and _made_by(row, known[row.name])]
+
+
+def _made_by(row: Row, recipe: Recipe) -> bool:
+    """Whether the row has the recipe's settings; those that came after it have their defaults, as all was before."""
+    return _same(row.parameters["chooser"], recipe.chooser) and _same(row.parameters["then"], recipe.then)
+
+
+def _same(was: object, now: TrainingParameters | MethodParameters | None) -> bool:
+    if was is None or now is None:
+        return was is now
+    try:
+        return type(now).model_validate(was) == now
+    except ValidationError:
+        return False
 
 
 def _recorded(recipe: Recipe) -> dict[str, object]:
@@ -413,7 +427,8 @@ def _train(
     """Train by the method itself, or without the layers from the first update on."""
     if recipe.then is None:
         return type(method)(parameters).regularize(context, removed)
-    teacher = Teacher(frozen_copy(context.model)) if parameters.taught else None
+    idle = parameters_only_in(context.model, removed)
+    teacher = Teacher(frozen_copy(context.model, idle)) if parameters.taught else None
     _prepare(context, method, recipe, removed)
     return train(context, parameters, removed, teacher=teacher)
 

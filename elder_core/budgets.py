@@ -64,16 +64,15 @@ def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
     found = [] if (training := _training(parameters, length)) is None else [training]
     if isinstance(parameters, ElderParameters) and spec.layers is None:
         rounds = 1 if parameters.layers_per_round is None else math.ceil((most or 1) / parameters.layers_per_round)
-        each = rounds * parameters.gate_batch_size
-        found.append(Reading("Learning the layer weights", each * parameters.gate_steps, "gate_steps", 1 / each))
+        each, updates = rounds * parameters.gate_batch_size, parameters.gate_updates(length, rounds)
+        found.append(Reading("Learning the layer weights", each * updates, "gate_steps", 1 / each))
     return found
 
 
 def _training(parameters: TrainingParameters, length: int) -> Reading | None:
     """What training reads; None where its budget is no number of sequences."""
-    size = parameters.batch_size
-    if parameters.updates is not None:
-        return Reading("Training", parameters.updates * size, "updates", 1 / size)
-    if parameters.tokens:
-        return Reading("Training", math.ceil(parameters.tokens / (size * length)) * size, "tokens", length)
-    return None
+    size, updates = parameters.batch_size, parameters.training_updates(length)
+    if updates is None:
+        return None
+    given, per_sequence = ("tokens", length) if parameters.updates is None else ("updates", 1 / size)
+    return Reading("Training", updates * size, given, per_sequence / parameters.training_share)

@@ -78,10 +78,10 @@ def part(calibration: Sequence[str], evaluation: Sequence[str], *, allowed: bool
     if allowed and shared:
         return Parted(list(evaluation), shared=shared)
     total = _bytes(evaluation)
-    share = (total - _bytes(unseen)) / total if shared else 0.0
-    if share > MOST_SHARED:
+    lost = (total - _bytes(unseen)) / total if shared else 0.0
+    if lost > MOST_SHARED:
         _refuse(
-            f"{shared:,} of {len(evaluation):,} evaluation documents are calibration documents too, with {share:.2%} "
+            f"{shared:,} of {len(evaluation):,} evaluation documents are calibration documents too, with {lost:.2%} "
             f"of the text's bytes; up to {MOST_SHARED:.0%} would be left out"
         )
     share = copied(calibration, unseen)

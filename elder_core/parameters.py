@@ -6,6 +6,7 @@ the command line and the documentation come from these declarations. A method's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -106,6 +107,19 @@ class TrainingParameters(Strict):
         """Whether there is any budget of training."""
         return any(getattr(self, name) for name in BUDGETS)
 
+    @property
+    def training_share(self) -> float:
+        """Share of the budget that training has."""
+        return 1.0
+
+    def training_updates(self, length: int) -> int | None:
+        """Updates of training that the budget allows, on sequences of `length` tokens; None where seconds bound it."""
+        if self.seconds is not None:
+            return None
+        if self.updates is not None:
+            return round(self.training_share * self.updates)
+        return math.ceil(self.training_share * (self.tokens or 0) / (self.batch_size * length))
+
     @model_validator(mode="before")
     @classmethod
     def _one_budget(cls, given: Any) -> Any:
@@ -142,6 +156,13 @@ class ElderParameters(TrainingParameters):
         le=100_000,
         description="Updates without a change in which layers have the smallest weights, after which learning ends; 0 "
         "always makes all updates.",
+    )
+    gate_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of the budget that all rounds of learning the weights have, each at most gate_steps of it; "
+        "stage 2 has the rest. Null bounds learning by gate_steps alone, and leaves the whole budget to stage 2.",
     )
     gate_batch_size: int = Field(default=1, ge=1, le=1024, description="Sequences in one update of the weights.")
     gate_share: float = Field(
@@ -206,6 +227,15 @@ class ElderParameters(TrainingParameters):
         default=12.0, ge=0, le=1000, description=TrainingParameters.model_fields["matching"].description
     )
 
+    @model_validator(mode="after")
+    def _budget_to_share(self) -> Self:
+        if self.gate_fraction is not None and not self.trains:
+            raise ValueError(
+                f"gate_fraction {self.gate_fraction:g} is a share of a budget that is 0; give {', '.join(BUDGETS)}, "
+                "or leave gate_fraction out"
+            )
+        return self
+
     @classmethod
     def of_the_paper(cls) -> Self:
         """Its own words and figures (section 4.1); the number of updates for the weights is not among them."""
@@ -231,6 +261,26 @@ class ElderParameters(TrainingParameters):
             for name in ("penalty", "norm", "recovery_fraction"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     yield name
+
+    @property
+    def training_share(self) -> float:
+        return 1.0 - (self.gate_fraction or 0.0)
+
+    def gate_updates(self, length: int, rounds: int) -> int:
+        """Updates of the layer weights in each of so many rounds, at most, on sequences of `length` tokens."""
+        if self.gate_fraction is None or self.seconds is not None:
+            return self.gate_steps
+        if self.updates is not None:
+            allowed: float = self.updates - round(self.training_share * self.updates)
+        else:
+            allowed = self.gate_fraction * (self.tokens or 0) / (self.gate_batch_size * length)
+        return min(self.gate_steps, max(1, math.floor(allowed / rounds)))
+
+    def gate_seconds(self, rounds: int) -> float | None:
+        """Seconds of each of so many rounds, at most; None where they are not bounded so."""
+        if self.gate_fraction is None or self.seconds is None:
+            return None
+        return self.gate_fraction * self.seconds / rounds
 
     @property
     def gate_rate(self) -> float:

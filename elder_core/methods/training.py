@@ -99,10 +99,8 @@ class Budget:
     def of(cls, parameters: TrainingParameters, length: int) -> Budget:
         """That of `parameters`, on sequences of `length` tokens."""
         if parameters.seconds is not None:
-            return cls(None, parameters.seconds)
-        if parameters.updates is not None:
-            return cls(parameters.updates, None)
-        return cls(math.ceil((parameters.tokens or 0) / (parameters.batch_size * length)), None)
+            return cls(None, parameters.training_share * parameters.seconds)
+        return cls(parameters.training_updates(length), None)
 
     @property
     def nothing(self) -> bool:

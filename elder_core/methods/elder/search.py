@@ -33,13 +33,14 @@ def refine(scores: Scores, ranked: Sequence[int], count: int) -> Layers:
     Raises:
         Cancelled: the caller ended the run.
     """
-    chosen, parameters = frozenset(ranked[:count]), scores.parameters
+    chosen, context = frozenset(ranked[:count]), scores.context
+    learnt = scores.parameters.gate_updates(context.windows.shape[1], rounds=1)
     for _ in range(MOST_EXCHANGES):
         better = _exchanged(chosen, ranked, scores)
         if better is None:
             break
         chosen = better
-        scores.context.monitor.step(parameters.gate_steps, parameters.gate_steps, score=scores.known[chosen])
+        context.monitor.step(learnt, learnt, score=scores.known[chosen])
     return chosen
 
 

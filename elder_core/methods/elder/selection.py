@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -68,7 +69,8 @@ def chooser(context: Context, parameters: ElderParameters, counts: Sequence[int]
             )
         return cache(_Rounds(context, parameters, parameters.layers_per_round).select)
     with frozen(context.model):
-        context.note_repetition("the layer weights", parameters.gate_steps, parameters.gate_batch_size)
+        updates = parameters.gate_updates(context.windows.shape[1], rounds=1)
+        context.note_repetition("the layer weights", updates, parameters.gate_batch_size)
         found = learn(context, parameters, [], counts=counts)
     ranked = ranking(found.weights, found.path)
     if not parameters.searched:
@@ -88,19 +90,20 @@ class _Rounds:
         self._context = context
         self._parameters = parameters
         self._per_round = per_round
-        self._known: dict[tuple[tuple[int, ...], int], Round] = {}
+        self._known: dict[tuple[object, ...], Round] = {}
 
     def select(self, count: int) -> Selection:
         context, parameters = self._context, self._parameters
         layers = len(decoder_layers(context.model))
         rounds = -(-count // self._per_round)
-        context.note_repetition("the layer weights", rounds * parameters.gate_steps, parameters.gate_batch_size)
+        updates = parameters.gate_updates(context.windows.shape[1], rounds)
+        context.note_repetition("the layer weights", rounds * updates, parameters.gate_batch_size)
         removed: list[int] = []
         weights = torch.ones(layers)
         path: list[GatePoint] = []
         for number in range(rounds):
             taken = min(self._per_round, count - len(removed))
-            key = tuple(removed), taken
+            key = tuple(removed), taken, updates, parameters.gate_seconds(rounds)
             if key not in self._known:
                 with frozen(context.model):
                     self._known[key] = learn(
@@ -135,9 +138,9 @@ def learn(
 ) -> Round:
     """Round `number` of `rounds`: weights from 1 on, of every layer but those in `bypass`, which are left out.
 
-    It ends after `gate_steps`, or when the smallest weights have been those of the same layers for `gate_patience`
-    steps, for each of `counts`. Where the loss is no number, the weights go back to before the last update of those
-    that were in effect, and on at half the rate, with a warning.
+    It ends after `gate_steps`, or the round's part of the budget, or when the smallest weights have been those of the
+    same layers for `gate_patience` steps, for each of `counts`. Where the loss is no number, the weights go back to
+    before the last update of those that were in effect, and on at half the rate, with a warning.
 
     Raises:
         NonFiniteLoss: the loss is no number before any weight has moved, or again after three returns.
@@ -154,9 +157,10 @@ def learn(
     learning = _Learning(weights, update, _Patience(parameters.gate_patience, counts, bypass))
     if page.recalled is not None:
         learning.restore(page.recalled)
-    first = number * parameters.gate_steps
-    for step in range(first + learning.steps, first + parameters.gate_steps):
-        if learning.settled:
+    updates, seconds = parameters.gate_updates(context.windows.shape[1], rounds), parameters.gate_seconds(rounds)
+    first = number * updates
+    for step in range(first + learning.steps, first + updates):
+        if learning.settled or (seconds is not None and learning.steps and learning.seconds >= seconds):
             break
         ids = context.batch(step, parameters.gate_batch_size)
         chosen = dealt(active, parameters.gate_share, seed=context.seed, step=step)
@@ -167,8 +171,13 @@ def learn(
             context.monitor.warn(warning)
         page.offer(learning.entry)
         mean = float(weights.detach()[active].mean())
-        context.monitor.step(step + 1, rounds * parameters.gate_steps, loss=loss.item(), gate_mean=mean)
+        context.monitor.step(step + 1, rounds * updates, loss=loss.item(), gate_mean=mean)
     learning.require_path()
+    if parameters.gate_patience and not learning.settled and learning.steps < parameters.gate_steps:
+        context.monitor.warn(
+            f"gate_fraction {parameters.gate_fraction:g} ended the layer weights' learning after {learning.steps} "
+            "updates, before it was settled which of them are smallest; give a larger gate_fraction or budget."
+        )
     page.keep(learning.entry())
     return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses))
 
@@ -181,11 +190,17 @@ class _Learning:
         self.losses: list[float] = []
         self.settled = False
         self.steps = 0  # that were made, those that did not last among them
+        self._started = time.monotonic()
         self._returns = 0
         self._first = weights.detach().cpu().clone()
         self._weights = weights
         self._update = update
         self._patience = patience
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the round, without that between the end of one process and the next one's beginning."""
+        return time.monotonic() - self._started
 
     def step(self, loss: Tensor, chosen: list[int], number: int) -> str | None:
         """Update number `number`: of the `chosen` weights, by the gradient of `loss`, which they were in effect for.
@@ -193,7 +208,7 @@ class _Learning:
         Where a number comes out of neither, go back to where it did at half the rate, and answer what to say of it.
 
         Raises:
-            NonFiniteLoss: the weights are as they were at the beginning, or it is one time too many.
+            NonFiniteLoss: there is no update of the `chosen` weights to take back, or it is one time too many.
         """
         self.steps += 1
         value = loss.item()
@@ -230,12 +245,7 @@ class _Learning:
         """Keep so many updates of the path, and halve the rate."""
         if kept is None or self._returns == MOST_RETURNS:
             raise NonFiniteLoss(f"{why}; {REMEDY}")
-        path, losses = self.path[:kept], self.losses[:kept]
-        self.path, self.losses = [], []
-        self._patience.forget()
-        for weights, loss in zip(path, losses, strict=True):
-            self._note(weights, loss)
-        self._begin_again(self._returns + 1)
+        self._replay(self.path[:kept], self.losses[:kept], self._returns + 1)
         return (
             f"{why}: the weights were put back to those after {kept} updates, and learning went on at "
             f"{self._update.rate_factor:g} times the rate."
@@ -244,20 +254,23 @@ class _Learning:
     def entry(self) -> Entry:
         optimizer = self._update.optimizer
         known = {} if optimizer is None else optimizer_tensors(optimizer)
-        facts = {"losses": self.losses, "returns": self._returns, "steps": self.steps}
+        facts = {"losses": self.losses, "returns": self._returns, "steps": self.steps, "seconds": self.seconds}
         return Entry(facts, {"path": torch.stack([self._first, *self.path]), **known})
 
     def restore(self, entry: Entry) -> None:
-        for weights, loss in zip(entry.tensors["path"][1:], entry.facts["losses"], strict=True):
-            self._note(weights, loss)
         self.steps = entry.facts["steps"]
-        self._begin_again(entry.facts["returns"])
+        self._started = time.monotonic() - entry.facts["seconds"]
+        self._replay(entry.tensors["path"][1:], entry.facts["losses"], entry.facts["returns"])
         if self._update.optimizer is not None:
             restore_optimizer(self._update.optimizer, entry.tensors)
 
     @torch.no_grad()
-    def _begin_again(self, returns: int) -> None:
-        """From the last weights of the path, with what the optimiser knows forgotten."""
+    def _replay(self, path: Iterable[Tensor], losses: Iterable[float], returns: int) -> None:
+        """Stand at the end of this path, after so many returns, with what the optimiser knows forgotten."""
+        self.path, self.losses = [], []
+        self._patience.forget()
+        for weights, loss in zip(path, losses, strict=True):
+            self._note(weights, loss)
         self._weights.copy_(self.path[-1] if self.path else self._first)
         self._returns = returns
         self._update.rate_factor = RATE_AFTER_RETURN**returns

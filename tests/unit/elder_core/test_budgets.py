@@ -33,6 +33,7 @@ def training(**budget: Any) -> ShortGptParameters:
         training(seconds=10_000_000),
         ElderParameters(tokens=0, gate_steps=MOST),
         ElderParameters(tokens=0, gate_steps=MOST // 4, layers_per_round=1),
+        ElderParameters(batch_size=1, updates=MOST * 2, gate_fraction=0.5, gate_steps=MOST * 4),
     ],
 )
 def test_sixteen_times_are_taken(method: MethodParameters) -> None:
@@ -46,6 +47,11 @@ def test_sixteen_times_are_taken(method: MethodParameters) -> None:
         (training(tokens=MOST * LENGTH + 1), f"tokens {MOST * LENGTH}"),
         (ShortGptParameters(batch_size=3, updates=MOST // 3 + 1), f"updates {MOST // 3}"),
         (ElderParameters(tokens=0, gate_steps=MOST + 1), f"gate_steps {MOST}"),
+        (ElderParameters(batch_size=1, updates=MOST * 2 + 2, gate_fraction=0.5, gate_steps=1), f"updates {MOST * 2}"),
+        (
+            ElderParameters(batch_size=1, tokens=MOST * 25, gate_fraction=0.2, gate_steps=1),
+            f"tokens {MOST * LENGTH * 10 // 8}",
+        ),
         (ElderParameters(tokens=0, gate_steps=MOST // 4 + 1, layers_per_round=1), f"gate_steps {MOST // 4}"),
     ],
 )

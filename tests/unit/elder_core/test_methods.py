@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Collection
 from itertools import count, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,21 +148,29 @@ def test_deeper_selections_begin_with_the_rounds_of_shallower_ones(
     assert len(learnt) == 4
 
 
-def test_one_search_remembers_its_scores_for_every_depth(
-    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alone = {count: Elder(SEARCHED).select(context_of(tiny_llama), count).removed for count in (1, 2, 3)}
-    seen: list[tuple[frozenset[int], bytes]] = []
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[frozenset[int], bytes]]:
+    """The layers left out and the sequences of every pass that the search makes; none asks for all positions."""
+    passes: list[tuple[frozenset[int], bytes]] = []
     logits = Prefix.logits
 
     def noted(self: Prefix, removed: Collection[int], positions: Tensor) -> Tensor:
-        seen.append((frozenset(removed), self._ids.numpy().tobytes()))
+        assert len(positions) < self._ids.shape[1]
+        passes.append((frozenset(removed), self._ids.numpy().tobytes()))
         return logits(self, removed, positions)
 
     monkeypatch.setattr(Prefix, "logits", noted)
+    return passes
+
+
+def test_one_search_remembers_its_scores_for_every_depth(
+    tiny_llama: PreTrainedModel, searched: list[tuple[frozenset[int], bytes]]
+) -> None:
+    alone = {count: Elder(SEARCHED).select(context_of(tiny_llama), count).removed for count in (1, 2, 3)}
+    searched.clear()
     chooser = Elder(SEARCHED).chooser(context_of(tiny_llama), (1, 2, 3))
     assert {count: chooser(count).removed for count in (1, 2, 3)} == alone
-    assert len(seen) == len(set(seen)), "one set on one batch twice"
+    assert len(searched) == len(set(searched)) > 0, "one set on one batch twice"
 
 
 def test_learning_computes_no_gradient_of_the_models_weights(
@@ -211,7 +220,7 @@ def test_an_update_of_the_weights_that_broke_the_loss_is_taken_back(
     assert "0.5 times the rate" in warning
 
 
-@pytest.mark.parametrize(("poisoned", "named"), [((1,), 1), ((2, 3, 4), 3), ((4, 6, 8, 10), 10)])
+@pytest.mark.parametrize(("poisoned", "named"), [((1,), 1), ((2, 3, 4, 5), 3), ((3, 4, 5, 6), 5), ((4, 6, 8, 10), 10)])
 def test_weights_that_break_the_loss_again_and_again_end_the_run(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, poisoned: tuple[int, ...], named: int
 ) -> None:
@@ -427,6 +436,64 @@ def test_learning_ends_when_the_ranking_has_settled(tiny_llama: PreTrainedModel)
     assert len(rounds.select(context_of(tiny_llama), 2).gate_path) < 100
 
 
+@pytest.mark.parametrize(
+    ("budget", "learnt", "trained"),
+    [
+        ({"updates": 20}, 5, 15),
+        ({"updates": 40}, 6, 30),  # gate_steps holds too
+        ({"tokens": 20 * 2 * 16}, 5, 15),
+        ({"tokens": 20 * 2 * 16, "gate_batch_size": 1}, 6, 15),
+        ({"updates": 20, "layers_per_round": 1}, 2 * 2, 15),
+    ],
+)
+def test_both_stages_share_one_budget(
+    tiny_llama: PreTrainedModel, budget: dict[str, object], learnt: int, trained: int
+) -> None:
+    parameters = QUICK.model_copy(update={"updates": None, "gate_fraction": 0.25, **budget})
+    selection = Elder(parameters).select(context_of(tiny_llama), 2)
+    assert len(selection.gate_path) == learnt
+    assert len(Elder(parameters).regularize(context_of(tiny_llama), selection.removed)) == trained
+
+
+def test_a_budget_of_seconds_ends_each_rounds_learning(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes on by a second with each update's loss."""
+    now = [0.0]
+    loss_of = selection.loss_of
+
+    def slow(*given: object) -> Tensor:
+        now[0] += 1
+        return loss_of(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "loss_of", slow)
+    monkeypatch.setattr(selection, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    parameters = QUICK.model_copy(update={"updates": None, "seconds": 20.0, "gate_fraction": 0.2})
+    assert len(Elder(parameters).select(context_of(tiny_llama), 2).gate_path) == 4
+    rounds = parameters.model_copy(update={"layers_per_round": 1})
+    assert [point.round for point in Elder(rounds).select(context_of(tiny_llama), 2).gate_path] == [0, 0, 1, 1]
+    least = parameters.model_copy(update={"seconds": 0.001})
+    assert len(Elder(least).select(context_of(tiny_llama), 2).gate_path) == 1
+    assert training.Budget.of(parameters, 16) == training.Budget(None, 16.0)
+
+
+def test_learning_that_its_share_ended_too_soon_is_told(tiny_llama: PreTrainedModel) -> None:
+    idle(tiny_llama, 1, 4)
+    parameters = LONG.model_copy(update={"updates": 100, "gate_steps": 200, "gate_patience": 12})
+    context = context_of(tiny_llama, samples=256)
+    Elder(parameters.model_copy(update={"gate_fraction": 0.99})).select(context, 2)
+    assert context.monitor.warnings == []
+    Elder(parameters.model_copy(update={"gate_fraction": 0.1})).select(context, 2)
+    (warning,) = context.monitor.warnings
+    assert warning.startswith("gate_fraction 0.1 ended the layer weights' learning after 10 updates, before")
+
+
+def test_there_must_be_a_budget_to_share() -> None:
+    with pytest.raises(ValueError, match=r"gate_fraction 0\.2 is a share of a budget that is 0; give tokens, updates"):
+        ElderParameters(tokens=0, gate_fraction=0.2)
+    assert ElderParameters(gate_fraction=0.2).tokens == 250_000
+
+
 def test_the_search_mends_a_wrong_ranking(tiny_llama: PreTrainedModel) -> None:
     torch.nn.init.normal_(tiny_llama.model.layers[0].mlp.down_proj.weight, std=1.0)
     idle(tiny_llama, 1, 4)
@@ -451,23 +518,13 @@ def test_whether_there_is_a_search_follows_from_the_budget(given: dict[str, obje
 
 
 def test_the_search_computes_the_rest_only_of_the_sets_that_are_ahead(
-    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: PreTrainedModel, searched: list[tuple[frozenset[int], bytes]]
 ) -> None:
     idle(tiny_llama, 1, 4)
-    seen: list[tuple[frozenset[int], bytes]] = []
-    logits = Prefix.logits
-
-    def noted(self: Prefix, removed: Collection[int], positions: Tensor) -> Tensor:
-        seen.append((frozenset(removed), self._ids.numpy().tobytes()))
-        found = logits(self, removed, positions)
-        assert found.shape[1] < self._ids.shape[1]
-        return found
-
-    monkeypatch.setattr(Prefix, "logits", noted)
     parameters = SEARCHED.model_copy(update={"search_batch_size": 2})
     assert refined(tiny_llama, parameters, [5, 3, 0, 1, 2, 4], 2) == {1, 4}
-    assert len(seen) == len(set(seen)), "one set on one batch twice"
-    passes = Counter(layers for layers, _ in seen)
+    assert len(searched) == len(set(searched)), "one set on one batch twice"
+    passes = Counter(layers for layers, _ in searched)
     assert set(passes.values()) == {1, 4}, "a quarter of the sequences, or all of them"
     assert len(passes) < 21  # of 15 pairs and 6 single layers
 
