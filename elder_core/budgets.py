@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from elder_core.errors import CalibrationTooSmall
 from elder_core.parameters import CutParameters, ElderParameters, TrainingParameters
@@ -18,16 +19,21 @@ MOST_TIMES = 16
 
 @dataclass(frozen=True)
 class Reading:
-    """`what` reads so many sequences of calibration text; `allowed` says, for a number of them, what may be given."""
+    """`what` reads so many batches of calibration text, for each of which the budget has to be one `per_batch`."""
 
     what: str
-    sequences: int
-    parameters: str
-    per_sequence: float
+    batches: int
+    batch_size: int
+    parameter: str
+    per_batch: Fraction
+
+    @property
+    def sequences(self) -> int:
+        return self.batches * self.batch_size
 
     def allowed(self, sequences: int) -> str:
         """The largest budget that reads at most `sequences`."""
-        return f"{self.parameters} {math.floor(sequences * self.per_sequence):,}"
+        return f"{self.parameter} {math.floor(sequences // self.batch_size * self.per_batch):,}"
 
 
 def check_budget(spec: JobSpec, length: int, sequences: int, most: int | None) -> None:
@@ -58,14 +64,15 @@ def most_layers(count: int | None, layers: int) -> int:
 
 
 def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
-    parameters = spec.method
+    parameters = spec.method_as_run
     if isinstance(parameters, CutParameters):
         return []
     found = [] if (training := _training(parameters, length)) is None else [training]
     if isinstance(parameters, ElderParameters) and spec.layers is None:
         rounds = 1 if parameters.layers_per_round is None else math.ceil((most or 1) / parameters.layers_per_round)
-        each, updates = rounds * parameters.gate_batch_size, parameters.gate_updates(length, rounds)
-        found.append(Reading("Learning the layer weights", each * updates, "gate_steps", 1 / each))
+        if parameters.gate_seconds(rounds) is None:
+            updates, each = parameters.gate_updates(length, rounds), rounds * parameters.gate_batch_size
+            found.append(Reading("Learning the layer weights", updates, each, "gate_steps", Fraction(1)))
     return found
 
 
@@ -74,5 +81,5 @@ def _training(parameters: TrainingParameters, length: int) -> Reading | None:
     size, updates = parameters.batch_size, parameters.training_updates(length)
     if updates is None:
         return None
-    given, per_sequence = ("tokens", length) if parameters.updates is None else ("updates", 1 / size)
-    return Reading("Training", updates * size, given, per_sequence / parameters.training_share)
+    parameter, per_batch = ("tokens", size * length) if parameters.updates is None else ("updates", 1)
+    return Reading("Training", updates, size, parameter, per_batch / parameters.training_share)

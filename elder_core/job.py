@@ -48,7 +48,8 @@ class Job:
     token_cache: TokenCache
 
     def method(self) -> Method:
-        return find_method(self.spec.method.name).load()(self.spec.method)
+        parameters = self.spec.method_as_run
+        return find_method(parameters.name).load()(parameters)
 
     def identity(self) -> str:
         """SHA-256 of all that decides what comes out: spec, model, texts, versions, kind of device."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from enum import StrEnum
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -108,16 +109,16 @@ class TrainingParameters(Strict):
         return any(getattr(self, name) for name in BUDGETS)
 
     @property
-    def training_share(self) -> float:
-        """Share of the budget that training has."""
-        return 1.0
+    def training_share(self) -> Fraction:
+        """Share of the budget that training has; exact, as it is written, so that no update is lost to rounding."""
+        return Fraction(1)
 
     def training_updates(self, length: int) -> int | None:
         """Updates of training that the budget allows, on sequences of `length` tokens; None where seconds bound it."""
         if self.seconds is not None:
             return None
         if self.updates is not None:
-            return round(self.training_share * self.updates)
+            return math.ceil(self.training_share * self.updates)
         return math.ceil(self.training_share * (self.tokens or 0) / (self.batch_size * length))
 
     @model_validator(mode="before")
@@ -155,14 +156,15 @@ class ElderParameters(TrainingParameters):
         ge=0,
         le=100_000,
         description="Updates without a change in which layers have the smallest weights, after which learning ends; 0 "
-        "always makes all updates.",
+        "makes all updates that it may.",
     )
     gate_fraction: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Share of the budget that all rounds of learning the weights have, each at most gate_steps of it; "
-        "stage 2 has the rest. Null bounds learning by gate_steps alone, and leaves the whole budget to stage 2.",
+        description="Share of the budget set apart for learning the weights, in equal parts for all rounds, of each "
+        "of which at most gate_steps are used, and at least one turn of all layers is; what is left of it is not "
+        "spent. Null bounds learning by gate_steps alone, and the whole budget is for stage 2.",
     )
     gate_batch_size: int = Field(default=1, ge=1, le=1024, description="Sequences in one update of the weights.")
     gate_share: float = Field(
@@ -263,18 +265,26 @@ class ElderParameters(TrainingParameters):
                     yield name
 
     @property
-    def training_share(self) -> float:
-        return 1.0 - (self.gate_fraction or 0.0)
+    def training_share(self) -> Fraction:
+        return 1 - self._gate_share
+
+    @property
+    def _gate_share(self) -> Fraction:
+        return Fraction(str(self.gate_fraction or 0))
+
+    @property
+    def hands(self) -> int:
+        """Updates of the layer weights in which all layers have their turn once."""
+        return round(1 / self.gate_share)
 
     def gate_updates(self, length: int, rounds: int) -> int:
         """Updates of the layer weights in each of so many rounds, at most, on sequences of `length` tokens."""
         if self.gate_fraction is None or self.seconds is not None:
             return self.gate_steps
-        if self.updates is not None:
-            allowed: float = self.updates - round(self.training_share * self.updates)
-        else:
-            allowed = self.gate_fraction * (self.tokens or 0) / (self.gate_batch_size * length)
-        return min(self.gate_steps, max(1, math.floor(allowed / rounds)))
+        batches = Fraction(self.updates if self.updates is not None else self.tokens or 0)
+        if self.updates is None:
+            batches /= self.gate_batch_size * length
+        return min(self.gate_steps, max(self.hands, math.floor(self._gate_share * batches / rounds)))
 
     def gate_seconds(self, rounds: int) -> float | None:
         """Seconds of each of so many rounds, at most; None where they are not bounded so."""
@@ -301,8 +311,8 @@ class ElderParameters(TrainingParameters):
         default=None,
         ge=0,
         le=10**12,
-        description="Budget of stage 2, in tokens that it reads; null takes 250,000 where no other budget is given, "
-        "and 0 prunes without regularising.",
+        description="Budget of stage 2, and of stage 1 where gate_fraction is given, in tokens that are read; null "
+        "takes 250,000 where no other budget is given, and 0 prunes without regularising.",
     )
 
 

@@ -147,6 +147,13 @@ class JobSpec(Strict):
     def _given(self) -> tuple[str, ...]:
         return tuple(name for name in REMOVALS if getattr(self, name) is not None)
 
+    @property
+    def method_as_run(self) -> MethodParameters:
+        """`method`, but with its whole budget for training where `layers` leaves nothing to learn before it."""
+        if self.layers is None or not isinstance(self.method, ElderParameters):
+            return self.method
+        return self.method.model_copy(update={"gate_fraction": None})
+
     def check_target(self) -> None:
         """Check what can be known without the model.
 

@@ -99,7 +99,7 @@ class Budget:
     def of(cls, parameters: TrainingParameters, length: int) -> Budget:
         """That of `parameters`, on sequences of `length` tokens."""
         if parameters.seconds is not None:
-            return cls(None, parameters.training_share * parameters.seconds)
+            return cls(None, float(parameters.training_share) * parameters.seconds)
         return cls(parameters.training_updates(length), None)
 
     @property

@@ -38,11 +38,17 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of learning found: `weights` `[layers]` at its end, and all of them `path` `[steps, layers]`."""
+    """What one round of learning found: `weights` `[layers]` at its end, and all of them `path` `[steps, layers]`.
+
+    `steps` were made, those that did not last among them. `cut_short` is whether the round's part of the budget ended
+    it, before it was settled which weights are smallest.
+    """
 
     weights: Tensor
     path: Tensor
     losses: tuple[float, ...]
+    steps: int
+    cut_short: bool
 
     def points(self, number: int) -> tuple[GatePoint, ...]:
         """The path as the report has it."""
@@ -67,11 +73,9 @@ def chooser(context: Context, parameters: ElderParameters, counts: Sequence[int]
                 "search_samples had no effect: where layers_per_round is given no search follows. Leave one of them "
                 "out."
             )
-        return cache(_Rounds(context, parameters, parameters.layers_per_round).select)
-    with frozen(context.model):
-        updates = parameters.gate_updates(context.windows.shape[1], rounds=1)
-        context.note_repetition("the layer weights", updates, parameters.gate_batch_size)
-        found = learn(context, parameters, [], counts=counts)
+        return cache(_Rounds(context, parameters, parameters.layers_per_round, max(counts)).select)
+    found = learn(context, parameters, [], counts=counts, allowed=Allowed.of(parameters, context, rounds=1))
+    _note([found], context, parameters)
     ranked = ranking(found.weights, found.path)
     if not parameters.searched:
         return cache(lambda count: _selection(ranked[:count], found.weights, found.points(0)))
@@ -86,36 +90,78 @@ class _Rounds:
     one, so every round is learnt once.
     """
 
-    def __init__(self, context: Context, parameters: ElderParameters, per_round: int) -> None:
+    def __init__(self, context: Context, parameters: ElderParameters, per_round: int, deepest: int) -> None:
         self._context = context
         self._parameters = parameters
         self._per_round = per_round
-        self._known: dict[tuple[object, ...], Round] = {}
+        self._allowed = Allowed.of(parameters, context, rounds=-(-deepest // per_round))
+        self._known: dict[tuple[tuple[int, ...], int], Round] = {}
 
     def select(self, count: int) -> Selection:
         context, parameters = self._context, self._parameters
         layers = len(decoder_layers(context.model))
         rounds = -(-count // self._per_round)
-        updates = parameters.gate_updates(context.windows.shape[1], rounds)
-        context.note_repetition("the layer weights", rounds * updates, parameters.gate_batch_size)
         removed: list[int] = []
+        learnt: list[Round] = []
         weights = torch.ones(layers)
         path: list[GatePoint] = []
         for number in range(rounds):
             taken = min(self._per_round, count - len(removed))
-            key = tuple(removed), taken, updates, parameters.gate_seconds(rounds)
+            key = tuple(removed), taken
             if key not in self._known:
-                with frozen(context.model):
-                    self._known[key] = learn(
-                        context, parameters, removed, counts=(taken,), number=number, rounds=rounds
-                    )
+                self._known[key] = learn(
+                    context,
+                    parameters,
+                    removed,
+                    counts=(taken,),
+                    allowed=self._allowed,
+                    number=number,
+                    rounds=rounds,
+                )
             found = self._known[key]
+            learnt.append(found)
             active = [layer for layer in range(layers) if layer not in removed]
             weights[active] = found.weights[active]
             candidates = [layer for layer in ranking(found.weights, found.path) if layer in active]
             removed += candidates[:taken]
             path += found.points(number)
+        _note(learnt, context, parameters)
         return _selection(removed, weights, tuple(path))
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What one round of learning may use at most."""
+
+    updates: int
+    seconds: float | None
+
+    @classmethod
+    def of(cls, parameters: ElderParameters, context: Context, *, rounds: int) -> Allowed:
+        """An equal part for each of so many."""
+        return cls(parameters.gate_updates(context.windows.shape[1], rounds), parameters.gate_seconds(rounds))
+
+    def ended(self, steps: int, seconds: float, hands: int) -> bool:
+        """Whether all is used after so many steps, `hands` of which are one turn of all layers."""
+        return steps >= self.updates or (self.seconds is not None and steps >= hands and seconds >= self.seconds)
+
+    def expected_updates(self, steps: int, seconds: float) -> int:
+        """Of the whole round, as far as can be told after so many steps."""
+        if self.seconds is None:
+            return self.updates
+        return min(self.updates, max(steps, round(steps * self.seconds / max(seconds, 1e-9))))
+
+
+def _note(rounds: Sequence[Round], context: Context, parameters: ElderParameters) -> None:
+    """Warn of text that was read again and again, and of learning that its share of the budget ended too soon."""
+    context.note_repetition("the layer weights", sum(one.steps for one in rounds), parameters.gate_batch_size)
+    if short := [one for one in rounds if one.cut_short]:
+        of = f"{len(short)} of {len(rounds)} rounds of " if len(rounds) > 1 else ""
+        context.monitor.warn(
+            f"gate_fraction {parameters.gate_fraction:g} ended {of}learning the layer weights, after "
+            f"{min(one.steps for one in short)} updates, before it was settled which of them are smallest; give a "
+            "larger gate_fraction or budget."
+        )
 
 
 def _selection(removed: Collection[int], weights: Tensor, path: tuple[GatePoint, ...]) -> Selection:
@@ -133,14 +179,15 @@ def learn(
     bypass: Sequence[int],
     *,
     counts: Sequence[int],
+    allowed: Allowed,
     number: int = 0,
     rounds: int = 1,
 ) -> Round:
     """Round `number` of `rounds`: weights from 1 on, of every layer but those in `bypass`, which are left out.
 
-    It ends after `gate_steps`, or the round's part of the budget, or when the smallest weights have been those of the
-    same layers for `gate_patience` steps, for each of `counts`. Where the loss is no number, the weights go back to
-    before the last update of those that were in effect, and on at half the rate, with a warning.
+    It ends when all is used that is `allowed`, or when the smallest weights have been those of the same layers for
+    `gate_patience` steps, for each of `counts`. The model's own weights get no gradients. Where the loss is no number,
+    the weights go back to before the last update of those that were in effect, and on at half the rate, with a warning.
 
     Raises:
         NonFiniteLoss: the loss is no number before any weight has moved, or again after three returns.
@@ -157,29 +204,26 @@ def learn(
     learning = _Learning(weights, update, _Patience(parameters.gate_patience, counts, bypass))
     if page.recalled is not None:
         learning.restore(page.recalled)
-    updates, seconds = parameters.gate_updates(context.windows.shape[1], rounds), parameters.gate_seconds(rounds)
-    first = number * updates
-    for step in range(first + learning.steps, first + updates):
-        if learning.settled or (seconds is not None and learning.steps and learning.seconds >= seconds):
-            break
-        ids = context.batch(step, parameters.gate_batch_size)
-        chosen = dealt(active, parameters.gate_share, seed=context.seed, step=step)
-        wanted = teacher(ids) if teacher else None
-        with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
-            loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
-        if warning := learning.step(loss, chosen, step + 1):
-            context.monitor.warn(warning)
-        page.offer(learning.entry)
-        mean = float(weights.detach()[active].mean())
-        context.monitor.step(step + 1, rounds * updates, loss=loss.item(), gate_mean=mean)
+    first = number * allowed.updates
+    hands = parameters.hands
+    with frozen(context.model):
+        while not learning.settled and not allowed.ended(learning.steps, learning.seconds, hands):
+            step = first + learning.steps
+            ids = context.batch(step, parameters.gate_batch_size)
+            chosen = dealt(active, parameters.gate_share, seed=context.seed, step=step)
+            wanted = teacher(ids) if teacher else None
+            with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
+                loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
+            if warning := learning.step(loss, chosen, step + 1):
+                context.monitor.warn(warning)
+            page.offer(learning.entry)
+            mean = float(weights.detach()[active].mean())
+            each = allowed.expected_updates(learning.steps, learning.seconds)
+            context.monitor.step(number * each + learning.steps, rounds * each, loss=loss.item(), gate_mean=mean)
     learning.require_path()
-    if parameters.gate_patience and not learning.settled and learning.steps < parameters.gate_steps:
-        context.monitor.warn(
-            f"gate_fraction {parameters.gate_fraction:g} ended the layer weights' learning after {learning.steps} "
-            "updates, before it was settled which of them are smallest; give a larger gate_fraction or budget."
-        )
     page.keep(learning.entry())
-    return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses))
+    cut_short = bool(parameters.gate_patience) and not learning.settled and learning.steps < parameters.gate_steps
+    return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses), learning.steps, cut_short)
 
 
 class _Learning:

@@ -34,6 +34,7 @@ def training(**budget: Any) -> ShortGptParameters:
         ElderParameters(tokens=0, gate_steps=MOST),
         ElderParameters(tokens=0, gate_steps=MOST // 4, layers_per_round=1),
         ElderParameters(batch_size=1, updates=MOST * 2, gate_fraction=0.5, gate_steps=MOST * 4),
+        ElderParameters(seconds=1, gate_fraction=0.1, gate_steps=100_000),
     ],
 )
 def test_sixteen_times_are_taken(method: MethodParameters) -> None:
@@ -68,9 +69,37 @@ def test_fewer_samples_than_there_are_count() -> None:
     assert caught.value.loc == ("calibration", "samples")
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("fraction", [0.1, 0.29, 0.42, 0.9])
+@pytest.mark.parametrize("budget", ["tokens", "updates"])
+def test_what_a_refusal_allows_is_taken(budget: str, fraction: float, size: int) -> None:
+    given = {"gate_fraction": fraction, "batch_size": size, "gate_steps": 1}
+    with pytest.raises(CalibrationTooSmall) as caught:
+        check_budget(job(ElderParameters(**given, **{budget: 100_000})), LENGTH, SEQUENCES, 4)
+    allowed = int(str(caught.value).rsplit(" ", 1)[1].rstrip(".").replace(",", ""))
+    check_budget(job(ElderParameters(**given, **{budget: allowed})), LENGTH, SEQUENCES, 4)
+    with pytest.raises(CalibrationTooSmall):
+        check_budget(job(ElderParameters(**given, **{budget: allowed + 1})), LENGTH, SEQUENCES, 4)
+
+
+def test_of_a_share_for_the_weights_too_what_is_too_much_is_refused() -> None:
+    method = ElderParameters(updates=MOST * 4, batch_size=1, gate_fraction=0.75, gate_steps=100_000)
+    with pytest.raises(CalibrationTooSmall, match=f"Learning the layer weights would read {MOST * 3} sequences"):
+        check_budget(job(method), LENGTH, SEQUENCES, 4)
+
+
 def test_named_layers_need_no_weights() -> None:
     method = ElderParameters(tokens=0, gate_steps=100_000)
     check_budget(job(method, layers_to_remove=None, layers=(1,)), LENGTH, SEQUENCES, 1)
+
+
+def test_where_layers_are_named_the_whole_budget_is_for_training() -> None:
+    method = ElderParameters(updates=MOST + 1, batch_size=1, gate_fraction=0.5)
+    named = job(method, layers_to_remove=None, layers=(1,))
+    assert named.method_as_run == method.model_copy(update={"gate_fraction": None})
+    assert job(method).method_as_run is method
+    with pytest.raises(CalibrationTooSmall, match=f"Training would read {MOST + 1} sequences"):
+        check_budget(named, LENGTH, SEQUENCES, 1)
 
 
 def test_where_a_search_finds_the_depth_all_layers_but_one_may_go() -> None:

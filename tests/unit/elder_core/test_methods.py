@@ -128,6 +128,15 @@ def test_iterative_selection_learns_again_for_every_round(tiny_llama: PreTrained
     assert [layer for layer, weight in enumerate(last) if weight == 0 and layer in rounds.removed] != []
 
 
+def test_all_depths_have_the_same_part_of_a_budget_for_each_round(tiny_llama: PreTrainedModel) -> None:
+    parameters = QUICK.model_copy(update={"layers_per_round": 1, "updates": 40, "gate_fraction": 0.3})
+    chooser = Elder(parameters).chooser(context_of(tiny_llama), (1, 2, 4))
+    paths = {count: chooser(count).gate_path for count in (1, 2, 4)}
+    assert {count: len(path) for count, path in paths.items()} == {1: 3, 2: 6, 4: 12}
+    assert paths[1] == paths[4][:3]
+    assert paths[2] == paths[4][:6]
+
+
 @pytest.mark.parametrize("per_round", [1, 2])
 def test_deeper_selections_begin_with_the_rounds_of_shallower_ones(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, per_round: int
@@ -444,6 +453,9 @@ def test_learning_ends_when_the_ranking_has_settled(tiny_llama: PreTrainedModel)
         ({"tokens": 20 * 2 * 16}, 5, 15),
         ({"tokens": 20 * 2 * 16, "gate_batch_size": 1}, 6, 15),
         ({"updates": 20, "layers_per_round": 1}, 2 * 2, 15),
+        ({"updates": 100, "gate_fraction": 0.29, "gate_steps": 50}, 29, 71),  # 0.29 * 100 is less than 29 in binary
+        ({"updates": 1, "gate_fraction": 0.5}, 2, 1),  # one turn of the layers, and an update of training, at least
+        ({"updates": 40, "layers_per_round": 1, "gate_fraction": 0.01}, 2 * 2, 40),
     ],
 )
 def test_both_stages_share_one_budget(
@@ -473,7 +485,7 @@ def test_a_budget_of_seconds_ends_each_rounds_learning(
     rounds = parameters.model_copy(update={"layers_per_round": 1})
     assert [point.round for point in Elder(rounds).select(context_of(tiny_llama), 2).gate_path] == [0, 0, 1, 1]
     least = parameters.model_copy(update={"seconds": 0.001})
-    assert len(Elder(least).select(context_of(tiny_llama), 2).gate_path) == 1
+    assert len(Elder(least).select(context_of(tiny_llama), 2).gate_path) == 2, "one turn of all layers"
     assert training.Budget.of(parameters, 16) == training.Budget(None, 16.0)
 
 
@@ -485,7 +497,32 @@ def test_learning_that_its_share_ended_too_soon_is_told(tiny_llama: PreTrainedMo
     assert context.monitor.warnings == []
     Elder(parameters.model_copy(update={"gate_fraction": 0.1})).select(context, 2)
     (warning,) = context.monitor.warnings
-    assert warning.startswith("gate_fraction 0.1 ended the layer weights' learning after 10 updates, before")
+    assert warning.startswith("gate_fraction 0.1 ended learning the layer weights, after 10 updates, before it was")
+    context = context_of(tiny_llama, samples=256)
+    Elder(parameters.model_copy(update={"gate_fraction": 0.1, "layers_per_round": 1})).select(context, 3)
+    (warning,) = context.monitor.warnings
+    assert warning.startswith("gate_fraction 0.1 ended 3 of 3 rounds of learning the layer weights, after 3 updates,")
+
+
+def test_learning_that_goes_on_has_the_seconds_that_were_left(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an ended process used of them, as the journal has it, counts; the time until the next one began does not."""
+    now = [100.0]
+    monkeypatch.setattr(selection, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def learning() -> selection._Learning:
+        weights = torch.ones(6)
+        return selection._Learning(weights, selection._Proximal(QUICK, weights), selection._Patience(0, (2,), ()))
+
+    first = learning()
+    now[0] += 7
+    entry = first.entry()
+    now[0] = 5000.0
+    second = learning()
+    second.restore(entry)
+    now[0] += 2
+    assert second.seconds == 9
 
 
 def test_there_must_be_a_budget_to_share() -> None:

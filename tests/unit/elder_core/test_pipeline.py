@@ -182,9 +182,11 @@ def test_a_plan_of_a_cut_says_what_it_costs(spec: JobSpec) -> None:
 
 
 def test_named_layers_skip_selection(spec: JobSpec, tmp_path: Path) -> None:
-    report = run(spec.model_copy(update={"layers_to_remove": None, "layers": (4, 1)}), tmp_path)
+    method = ElderParameters(updates=6, gate_fraction=0.5)
+    report = run(spec.model_copy(update={"layers_to_remove": None, "layers": (4, 1), "method": method}), tmp_path)
     assert report.removed_layers == (1, 4)
     assert report.gate_path == ()
+    assert len(report.training) == 6, "nothing was learnt before it, so the whole budget is for training"
     assert all(layer.weight is None for layer in report.layers)
     assert [layer.new_index for layer in report.layers] == [0, None, 1, 2, None, 3]
 
