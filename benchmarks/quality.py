@@ -485,7 +485,10 @@ def _cost(bench: Bench, recipe: Recipe, parameters: TrainingParameters, selectio
 
 
 def _updates(parameters: TrainingParameters, updates: int) -> TrainingParameters:
-    return parameters.model_copy(update={"tokens": None, "seconds": None, "updates": updates})
+    update: dict[str, object] = {"tokens": None, "seconds": None, "updates": updates}
+    if isinstance(parameters, ElderParameters):
+        update["gate_fraction"] = None  # what choosing spent is counted apart
+    return parameters.model_copy(update=update)
 
 
 # Measures ----------------------------------------------------------------------------------------------------------

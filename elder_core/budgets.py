@@ -70,7 +70,8 @@ def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
     found = [] if (training := _training(parameters, length)) is None else [training]
     if isinstance(parameters, ElderParameters) and spec.layers is None:
         rounds = 1 if parameters.layers_per_round is None else math.ceil((most or 1) / parameters.layers_per_round)
-        if parameters.gate_seconds(rounds) is None:
+        rounded = most is None and parameters.layers_per_round and parameters.gate_fraction  # more rounds may read less
+        if parameters.gate_seconds(rounds) is None and not rounded:
             updates, each = parameters.gate_updates(length, rounds), rounds * parameters.gate_batch_size
             found.append(Reading("Learning the layer weights", updates, each, "gate_steps", Fraction(1)))
     return found

@@ -162,9 +162,10 @@ class ElderParameters(TrainingParameters):
         default=None,
         gt=0,
         lt=1,
-        description="Share of the budget set apart for learning the weights, in equal parts for all rounds, of each "
-        "of which at most gate_steps are used, and at least one turn of all layers is; what is left of it is not "
-        "spent. Null bounds learning by gate_steps alone, and the whole budget is for stage 2.",
+        description="Share of the budget set apart for learning the weights, in equal parts for the rounds of the "
+        "deepest selection that may be asked for; a round uses at most gate_steps of its part, and at least one turn "
+        "of all layers, and what is left is not spent. Null bounds learning by gate_steps alone, and the whole budget "
+        "is for stage 2, as it is where the job names its layers.",
     )
     gate_batch_size: int = Field(default=1, ge=1, le=1024, description="Sequences in one update of the weights.")
     gate_share: float = Field(
@@ -266,25 +267,22 @@ class ElderParameters(TrainingParameters):
 
     @property
     def training_share(self) -> Fraction:
-        return 1 - self._gate_share
+        return 1 - Fraction(str(self.gate_fraction or 0))
 
-    @property
-    def _gate_share(self) -> Fraction:
-        return Fraction(str(self.gate_fraction or 0))
-
-    @property
-    def hands(self) -> int:
-        """Updates of the layer weights in which all layers have their turn once."""
-        return round(1 / self.gate_share)
+    def turn(self, layers: int) -> int:
+        """Updates of the layer weights in which so many layers are all in effect once."""
+        return min(layers, round(1 / self.gate_share))
 
     def gate_updates(self, length: int, rounds: int) -> int:
-        """Updates of the layer weights in each of so many rounds, at most, on sequences of `length` tokens."""
+        """Updates of the layer weights that the budget allows each of so many rounds, on sequences of `length` tokens;
+        at least 1.
+        """
         if self.gate_fraction is None or self.seconds is not None:
             return self.gate_steps
         batches = Fraction(self.updates if self.updates is not None else self.tokens or 0)
         if self.updates is None:
             batches /= self.gate_batch_size * length
-        return min(self.gate_steps, max(self.hands, math.floor(self._gate_share * batches / rounds)))
+        return min(self.gate_steps, max(1, math.floor((1 - self.training_share) * batches / rounds)))
 
     def gate_seconds(self, rounds: int) -> float | None:
         """Seconds of each of so many rounds, at most; None where they are not bounded so."""
@@ -313,6 +311,20 @@ class ElderParameters(TrainingParameters):
         le=10**12,
         description="Budget of stage 2, and of stage 1 where gate_fraction is given, in tokens that are read; null "
         "takes 250,000 where no other budget is given, and 0 prunes without regularising.",
+    )
+    updates: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Budget of stage 2 in optimiser updates, those of the layer weights among them where gate_fraction "
+        "is given.",
+    )
+    seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=10**7,
+        description="Budget of stage 2, and of stage 1 where gate_fraction is given, in seconds; the result then "
+        "depends on the machine's speed.",
     )
 
 

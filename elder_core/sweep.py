@@ -70,8 +70,8 @@ def sweep(
     dense weights. Depth n goes to `out/removed-n`, checkpoint and report together, which appears whole or not at all;
     `out/sweep.json` tells of those that are done, also by earlier sweeps of the same model and spec into `out`, and
     `finished` of each in turn. What is chosen for a depth can differ a little from a run of that depth alone, for a
-    method that learns once for all depths. The report of each counts the time of what is shared, and the peak of memory
-    while choosing.
+    method that learns once for all depths, and more where rounds share a budget (gate_fraction). The report of each
+    counts the time of what is shared, and the peak of memory while choosing.
 
     Raises:
         AmbiguousTarget, DuplicateLayers: no depth is named, or one twice, or the spec names one.

@@ -38,17 +38,15 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of learning found: `weights` `[layers]` at its end, and all of them `path` `[steps, layers]`.
+    """What one round of learning found: `weights` `[layers]` at its end, and all of them `path` `[updates, layers]`.
 
-    `steps` were made, those that did not last among them. `cut_short` is whether the round's part of the budget ended
-    it, before it was settled which weights are smallest.
+    `steps` were made: those updates, and the ones that did not last.
     """
 
     weights: Tensor
     path: Tensor
     losses: tuple[float, ...]
     steps: int
-    cut_short: bool
 
     def points(self, number: int) -> tuple[GatePoint, ...]:
         """The path as the report has it."""
@@ -75,7 +73,7 @@ def chooser(context: Context, parameters: ElderParameters, counts: Sequence[int]
             )
         return cache(_Rounds(context, parameters, parameters.layers_per_round, max(counts)).select)
     found = learn(context, parameters, [], counts=counts, allowed=Allowed.of(parameters, context, rounds=1))
-    _note([found], context, parameters)
+    context.note_repetition("the layer weights", found.steps, parameters.gate_batch_size)
     ranked = ranking(found.weights, found.path)
     if not parameters.searched:
         return cache(lambda count: _selection(ranked[:count], found.weights, found.points(0)))
@@ -102,7 +100,7 @@ class _Rounds:
         layers = len(decoder_layers(context.model))
         rounds = -(-count // self._per_round)
         removed: list[int] = []
-        learnt: list[Round] = []
+        steps = 0
         weights = torch.ones(layers)
         path: list[GatePoint] = []
         for number in range(rounds):
@@ -119,49 +117,40 @@ class _Rounds:
                     rounds=rounds,
                 )
             found = self._known[key]
-            learnt.append(found)
+            steps += found.steps
             active = [layer for layer in range(layers) if layer not in removed]
             weights[active] = found.weights[active]
             candidates = [layer for layer in ranking(found.weights, found.path) if layer in active]
             removed += candidates[:taken]
             path += found.points(number)
-        _note(learnt, context, parameters)
+        context.note_repetition("the layer weights", steps, parameters.gate_batch_size)
         return _selection(removed, weights, tuple(path))
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What one round of learning may use at most."""
+    """What one round of learning may use at most, but for one turn of all layers, which takes `turn` updates."""
 
     updates: int
     seconds: float | None
+    turn: int
 
     @classmethod
     def of(cls, parameters: ElderParameters, context: Context, *, rounds: int) -> Allowed:
         """An equal part for each of so many."""
-        return cls(parameters.gate_updates(context.windows.shape[1], rounds), parameters.gate_seconds(rounds))
+        turn = parameters.turn(len(decoder_layers(context.model)))
+        updates = max(parameters.gate_updates(context.windows.shape[1], rounds), min(turn, parameters.gate_steps))
+        return cls(updates, parameters.gate_seconds(rounds), turn)
 
-    def ended(self, steps: int, seconds: float, hands: int) -> bool:
-        """Whether all is used after so many steps, `hands` of which are one turn of all layers."""
-        return steps >= self.updates or (self.seconds is not None and steps >= hands and seconds >= self.seconds)
+    def ended(self, steps: int, seconds: float) -> bool:
+        """Whether all is used after so many steps."""
+        return steps >= self.updates or (self.seconds is not None and steps >= self.turn and seconds >= self.seconds)
 
     def expected_updates(self, steps: int, seconds: float) -> int:
         """Of the whole round, as far as can be told after so many steps."""
         if self.seconds is None:
             return self.updates
         return min(self.updates, max(steps, round(steps * self.seconds / max(seconds, 1e-9))))
-
-
-def _note(rounds: Sequence[Round], context: Context, parameters: ElderParameters) -> None:
-    """Warn of text that was read again and again, and of learning that its share of the budget ended too soon."""
-    context.note_repetition("the layer weights", sum(one.steps for one in rounds), parameters.gate_batch_size)
-    if short := [one for one in rounds if one.cut_short]:
-        of = f"{len(short)} of {len(rounds)} rounds of " if len(rounds) > 1 else ""
-        context.monitor.warn(
-            f"gate_fraction {parameters.gate_fraction:g} ended {of}learning the layer weights, after "
-            f"{min(one.steps for one in short)} updates, before it was settled which of them are smallest; give a "
-            "larger gate_fraction or budget."
-        )
 
 
 def _selection(removed: Collection[int], weights: Tensor, path: tuple[GatePoint, ...]) -> Selection:
@@ -204,13 +193,13 @@ def learn(
     learning = _Learning(weights, update, _Patience(parameters.gate_patience, counts, bypass))
     if page.recalled is not None:
         learning.restore(page.recalled)
-    first = number * allowed.updates
-    hands = parameters.hands
+    turn = parameters.turn(len(active))
+    first = number * -(-allowed.updates // turn) * turn  # every round begins with a new turn of the layers
     with frozen(context.model):
-        while not learning.settled and not allowed.ended(learning.steps, learning.seconds, hands):
+        while not learning.settled and not allowed.ended(learning.steps, learning.seconds):
             step = first + learning.steps
             ids = context.batch(step, parameters.gate_batch_size)
-            chosen = dealt(active, parameters.gate_share, seed=context.seed, step=step)
+            chosen = dealt(active, turn, seed=context.seed, step=step)
             wanted = teacher(ids) if teacher else None
             with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
                 loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
@@ -222,8 +211,12 @@ def learn(
             context.monitor.step(number * each + learning.steps, rounds * each, loss=loss.item(), gate_mean=mean)
     learning.require_path()
     page.keep(learning.entry())
-    cut_short = bool(parameters.gate_patience) and not learning.settled and learning.steps < parameters.gate_steps
-    return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses), learning.steps, cut_short)
+    if parameters.gate_patience and not learning.settled and learning.steps < parameters.gate_steps:
+        context.monitor.warn(
+            f"gate_fraction {parameters.gate_fraction:g} ended the learning of layer weights before it was settled "
+            "which of them are smallest; give a larger gate_fraction or budget."
+        )
+    return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses), learning.steps)
 
 
 class _Learning:
@@ -369,13 +362,12 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def dealt(active: list[int], share: float, *, seed: int, step: int) -> list[int]:
-    """About `share` of the layers `active`, for update number `step`: they are dealt anew whenever all had their turn.
+def dealt(active: list[int], hands: int, *, seed: int, step: int) -> list[int]:
+    """One of `hands` parts of the layers `active`, for update number `step`: dealt anew whenever all had their turn.
 
     Where all layers are weighted at once they fall together: the final norm absorbs a stream that is smaller as a
     whole, so no single weight is held up. Against whole neighbours each weight has to answer for its own layer.
     """
-    hands = min(len(active), round(1 / share))
     deal, hand = divmod(step, hands)
     order = np.random.default_rng([seed, deal]).permutation(active)
     return sorted(order[hand::hands].tolist())

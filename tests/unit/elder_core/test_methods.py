@@ -93,10 +93,11 @@ def test_layers_that_do_nothing_are_found(tiny_llama: PreTrainedModel, method: M
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.3, 0.01])
 def test_all_layers_are_dealt_before_any_comes_again(share: float) -> None:
     active = [0, 2, 3, 5, 7]
-    hands = min(5, round(1 / share))
+    hands = ElderParameters(gate_share=share).turn(5)
+    assert hands == {1.0: 1, 0.5: 2, 0.3: 3, 0.01: 5}[share]
     for deal in range(3):
         seen = [
-            layer for hand in range(hands) for layer in selection.dealt(active, share, seed=1, step=deal * hands + hand)
+            layer for hand in range(hands) for layer in selection.dealt(active, hands, seed=1, step=deal * hands + hand)
         ]
         assert sorted(seen) == active
 
@@ -164,9 +165,10 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[frozenset[int], byte
     logits = Prefix.logits
 
     def noted(self: Prefix, removed: Collection[int], positions: Tensor) -> Tensor:
-        assert len(positions) < self._ids.shape[1]
         passes.append((frozenset(removed), self._ids.numpy().tobytes()))
-        return logits(self, removed, positions)
+        found = logits(self, removed, positions)
+        assert found.shape[1] < self._ids.shape[1]
+        return found
 
     monkeypatch.setattr(Prefix, "logits", noted)
     return passes
@@ -452,10 +454,11 @@ def test_learning_ends_when_the_ranking_has_settled(tiny_llama: PreTrainedModel)
         ({"updates": 40}, 6, 30),  # gate_steps holds too
         ({"tokens": 20 * 2 * 16}, 5, 15),
         ({"tokens": 20 * 2 * 16, "gate_batch_size": 1}, 6, 15),
-        ({"updates": 20, "layers_per_round": 1}, 2 * 2, 15),
+        ({"updates": 24, "layers_per_round": 1}, 2 * 3, 18),
         ({"updates": 100, "gate_fraction": 0.29, "gate_steps": 50}, 29, 71),  # 0.29 * 100 is less than 29 in binary
         ({"updates": 1, "gate_fraction": 0.5}, 2, 1),  # one turn of the layers, and an update of training, at least
         ({"updates": 40, "layers_per_round": 1, "gate_fraction": 0.01}, 2 * 2, 40),
+        ({"updates": 20, "gate_share": 0.01, "gate_fraction": 0.1, "gate_steps": 50}, 6, 18),  # 6 layers, one at a time
     ],
 )
 def test_both_stages_share_one_budget(
@@ -480,13 +483,14 @@ def test_a_budget_of_seconds_ends_each_rounds_learning(
 
     monkeypatch.setattr(selection, "loss_of", slow)
     monkeypatch.setattr(selection, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    parameters = QUICK.model_copy(update={"updates": None, "seconds": 20.0, "gate_fraction": 0.2})
-    assert len(Elder(parameters).select(context_of(tiny_llama), 2).gate_path) == 4
+    parameters = QUICK.model_copy(update={"updates": None, "seconds": 30.0, "gate_fraction": 0.2})
+    parameters = parameters.model_copy(update={"gate_steps": 50})
+    assert len(Elder(parameters).select(context_of(tiny_llama), 2).gate_path) == 6
     rounds = parameters.model_copy(update={"layers_per_round": 1})
-    assert [point.round for point in Elder(rounds).select(context_of(tiny_llama), 2).gate_path] == [0, 0, 1, 1]
+    assert [point.round for point in Elder(rounds).select(context_of(tiny_llama), 2).gate_path] == [0] * 3 + [1] * 3
     least = parameters.model_copy(update={"seconds": 0.001})
     assert len(Elder(least).select(context_of(tiny_llama), 2).gate_path) == 2, "one turn of all layers"
-    assert training.Budget.of(parameters, 16) == training.Budget(None, 16.0)
+    assert training.Budget.of(parameters, 16) == training.Budget(None, 24.0)
 
 
 def test_learning_that_its_share_ended_too_soon_is_told(tiny_llama: PreTrainedModel) -> None:
@@ -497,11 +501,32 @@ def test_learning_that_its_share_ended_too_soon_is_told(tiny_llama: PreTrainedMo
     assert context.monitor.warnings == []
     Elder(parameters.model_copy(update={"gate_fraction": 0.1})).select(context, 2)
     (warning,) = context.monitor.warnings
-    assert warning.startswith("gate_fraction 0.1 ended learning the layer weights, after 10 updates, before it was")
+    assert warning.startswith("gate_fraction 0.1 ended the learning of layer weights before it was settled")
     context = context_of(tiny_llama, samples=256)
     Elder(parameters.model_copy(update={"gate_fraction": 0.1, "layers_per_round": 1})).select(context, 3)
     (warning,) = context.monitor.warnings
-    assert warning.startswith("gate_fraction 0.1 ended 3 of 3 rounds of learning the layer weights, after 3 updates,")
+    assert warning.startswith("gate_fraction 0.1 ended the learning of layer weights before it was settled")
+
+
+def test_every_round_begins_with_a_turn_of_all_layers(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gated = selection.gated
+    in_effect: list[list[int]] = []
+
+    def noted(layers: object, weights: Tensor, form: object, chosen: list[int]) -> object:
+        in_effect.append(chosen)
+        return gated(layers, weights, form, chosen)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "gated", noted)
+    parameters = QUICK.model_copy(
+        update={"gate_share": 0.25, "layers_per_round": 1, "updates": 50, "gate_fraction": 0.3, "gate_steps": 50}
+    )
+    found = Elder(parameters).select(context_of(tiny_llama), 3)
+    assert [point.round for point in found.gate_path] == [0] * 5 + [1] * 5 + [2] * 5
+    for number, active in enumerate((6, 5, 4)):
+        turn = in_effect[5 * number : 5 * number + 4]
+        assert len({layer for chosen in turn for layer in chosen}) == active
 
 
 def test_learning_that_goes_on_has_the_seconds_that_were_left(
