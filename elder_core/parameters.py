@@ -79,7 +79,7 @@ class TrainingParameters(Strict):
         default=None,
         ge=0,
         le=10**7,
-        description="Budget in seconds of training; the result then depends on the machine's speed.",
+        description="Budget in seconds; the result then depends on the machine's speed.",
     )
     batch_size: int = Field(default=2, ge=1, le=1024, description="Sequences in one update of training.")
     learning_rate: float | None = Field(
@@ -279,9 +279,10 @@ class ElderParameters(TrainingParameters):
         """
         if self.gate_fraction is None or self.seconds is not None:
             return self.gate_steps
-        batches = Fraction(self.updates if self.updates is not None else self.tokens or 0)
-        if self.updates is None:
-            batches /= self.gate_batch_size * length
+        if self.updates is not None:
+            batches = Fraction(self.updates)
+        else:
+            batches = Fraction(self.tokens or 0, self.gate_batch_size * length)
         return min(self.gate_steps, max(1, math.floor((1 - self.training_share) * batches / rounds)))
 
     def gate_seconds(self, rounds: int) -> float | None:
@@ -311,20 +312,6 @@ class ElderParameters(TrainingParameters):
         le=10**12,
         description="Budget of stage 2, and of stage 1 where gate_fraction is given, in tokens that are read; null "
         "takes 250,000 where no other budget is given, and 0 prunes without regularising.",
-    )
-    updates: int | None = Field(
-        default=None,
-        ge=0,
-        le=1_000_000,
-        description="Budget of stage 2 in optimiser updates, those of the layer weights among them where gate_fraction "
-        "is given.",
-    )
-    seconds: float | None = Field(
-        default=None,
-        ge=0,
-        le=10**7,
-        description="Budget of stage 2, and of stage 1 where gate_fraction is given, in seconds; the result then "
-        "depends on the machine's speed.",
     )
 
 

@@ -483,8 +483,7 @@ def test_a_budget_of_seconds_ends_each_rounds_learning(
 
     monkeypatch.setattr(selection, "loss_of", slow)
     monkeypatch.setattr(selection, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    parameters = QUICK.model_copy(update={"updates": None, "seconds": 30.0, "gate_fraction": 0.2})
-    parameters = parameters.model_copy(update={"gate_steps": 50})
+    parameters = QUICK.model_copy(update={"updates": None, "seconds": 30.0, "gate_fraction": 0.2, "gate_steps": 50})
     assert len(Elder(parameters).select(context_of(tiny_llama), 2).gate_path) == 6
     rounds = parameters.model_copy(update={"layers_per_round": 1})
     assert [point.round for point in Elder(rounds).select(context_of(tiny_llama), 2).gate_path] == [0] * 3 + [1] * 3
