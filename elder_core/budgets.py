@@ -69,7 +69,7 @@ def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
         return []
     found = [] if (training := _training(parameters, length)) is None else [training]
     if isinstance(parameters, ElderParameters) and spec.layers is None:
-        rounds = 1 if parameters.layers_per_round is None else math.ceil((most or 1) / parameters.layers_per_round)
+        rounds = parameters.rounds(most or 1)
         rounded = most is None and parameters.layers_per_round and parameters.gate_fraction  # more rounds may read less
         if parameters.gate_seconds(rounds) is None and not rounded:
             updates, each = parameters.gate_updates(length, rounds), rounds * parameters.gate_batch_size

@@ -44,6 +44,10 @@ NEVER = ("*/*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl")  # also nothing from 
 TRY_AGAIN = frozenset({408, 429})
 GIVE_TOKEN = "set HF_TOKEN (of a service: for the API and the workers)"
 
+# With telemetry, the client first asks the hub for a list of agents, for up to 3 s, and keeps what it is told for a
+# day: where a mirror answers that with another kind of JSON, every call fails.
+constants.HF_HUB_DISABLE_TELEMETRY = True
+
 
 @dataclass(frozen=True)
 class Download:

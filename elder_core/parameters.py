@@ -273,6 +273,10 @@ class ElderParameters(TrainingParameters):
         """Updates of the layer weights in which so many layers are all in effect once."""
         return min(layers, round(1 / self.gate_share))
 
+    def rounds(self, count: int) -> int:
+        """Rounds of learning in which `count` layers are chosen."""
+        return 1 if self.layers_per_round is None else math.ceil(count / self.layers_per_round)
+
     def gate_updates(self, length: int, rounds: int) -> int:
         """Updates of the layer weights that the budget allows each of so many rounds, on sequences of `length` tokens;
         at least 1.

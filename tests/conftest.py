@@ -7,13 +7,8 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from huggingface_hub.utils import _detect_agent
 
 from tests import servers
-
-# The hub's client asks each hub for a list of agents and keeps what it says for a day: what a stand-in answers there
-# would break the client for all tests after it.
-_detect_agent._registry = _detect_agent._EMPTY_REGISTRY
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from huggingface_hub import close_session, constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "team/model"
+AGENTS = "/api/agent-harnesses"  # asked for with telemetry; the answer is one that breaks the client, as a mirror's may
 
 Headers = dict[str, str]
 
@@ -60,6 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if self.server.failure is not None:
             self.answer(*self.server.failure, self.server.failure_body)
+        elif path == AGENTS:
+            self.answer(200, body=b"[]")
         elif path == f"/api/models/{MODEL}":
             self.answer_info("main")
         elif not path.startswith((f"/api/models/{MODEL}/", f"/{MODEL}/")):

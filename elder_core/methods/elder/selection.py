@@ -92,13 +92,13 @@ class _Rounds:
         self._context = context
         self._parameters = parameters
         self._per_round = per_round
-        self._allowed = Allowed.of(parameters, context, rounds=-(-deepest // per_round))
+        self._allowed = Allowed.of(parameters, context, rounds=parameters.rounds(deepest))
         self._known: dict[tuple[tuple[int, ...], int], Round] = {}
 
     def select(self, count: int) -> Selection:
         context, parameters = self._context, self._parameters
         layers = len(decoder_layers(context.model))
-        rounds = -(-count // self._per_round)
+        rounds = parameters.rounds(count)
         removed: list[int] = []
         steps = 0
         weights = torch.ones(layers)

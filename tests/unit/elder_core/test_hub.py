@@ -23,7 +23,7 @@ from elder_core.inspection import Sources
 from elder_core.manifest import read_manifest, verify
 from elder_core.parameters import CutParameters
 from elder_core.spec import JobSpec, ModelRef
-from tests.fake_hub import COMMIT, serving
+from tests.fake_hub import AGENTS, COMMIT, serving
 
 
 @pytest.fixture
@@ -53,6 +53,12 @@ def test_a_revision_becomes_a_commit(hub, sources, revision, tiny_checkpoint):
     assert found.revision == COMMIT
     assert found.info.layers == 6
     assert (found.path / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
+
+
+def test_only_the_model_is_asked_for(hub, sources):
+    resolve(sources)
+    assert hub.asked
+    assert AGENTS not in hub.asked
 
 
 @pytest.mark.parametrize(

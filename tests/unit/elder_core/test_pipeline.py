@@ -290,6 +290,16 @@ def test_fewer_sequences_than_asked_for_are_warned_of(spec: JobSpec, tmp_path: P
     assert any("500 calibration sequences" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_share_of_the_budget_that_nothing_is_learnt_with_is_told(spec: JobSpec, tmp_path: Path, named: bool) -> None:
+    spec = spec.model_copy(update={"method": QUICK.model_copy(update={"gate_fraction": 0.5})})
+    if named:
+        spec = spec.model_copy(update={"layers_to_remove": None, "layers": (1, 4)})
+    report = run(spec, tmp_path / "out")
+    assert len(report.training) == (2 if named else 1)
+    assert named == any("gate_fraction had no effect" in warning for warning in report.warnings)
+
+
 def test_a_plan_names_the_layers_and_writes_nothing(spec: JobSpec, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     plan = pipeline.plan(spec, sources=SOURCES, device="cpu")
