@@ -197,7 +197,7 @@ class ElderParameters(TrainingParameters):
     )
     search_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass of the search.")
     search_width: int = Field(
-        default=2, ge=0, le=100, description="Chosen layers whose return is tried in one step of the search."
+        default=1, ge=0, le=100, description="Chosen layers whose return is tried in one step of the search."
     )
 
     penalty: float = Field(

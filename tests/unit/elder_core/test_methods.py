@@ -596,6 +596,19 @@ def test_the_search_stays_near_the_border(tiny_llama: PreTrainedModel) -> None:
     assert 4 not in refined(tiny_llama, narrow, [1, 3, 2, 5, 4, 0], 2)
 
 
+def test_where_the_best_return_is_no_gain_only_a_wider_search_tries_the_next(
+    tiny_llama: PreTrainedModel, searched: list[tuple[frozenset[int], bytes]]
+) -> None:
+    idle(tiny_llama, 1, 4)
+    tried = []
+    for width in (1, 2):
+        searched.clear()
+        parameters = SEARCHED.model_copy(update={"search_width": width})
+        assert refined(tiny_llama, parameters, [1, 4, 0, 2, 3, 5], 2) == {1, 4}
+        tried.append({layers for layers, _ in searched if len(layers) == 2})
+    assert tried[0] < tried[1]
+
+
 def test_adam_moves_only_the_weights_that_were_in_effect(tiny_llama: PreTrainedModel) -> None:
     parameters = QUICK.model_copy(update={"gate_optimizer": GateOptimizer.ADAM, "gate_share": 0.5, "gate_penalty": 1.0})
     path = Elder(parameters).select(context_of(tiny_llama), 2).gate_path
