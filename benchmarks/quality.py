@@ -79,6 +79,7 @@ Shape = Sequence[int]
 
 # What does not matter for which layers are chosen.
 OF_TRAINING = {*TrainingParameters.model_fields, "penalty", "norm", "anneal_fraction", "recovery_fraction"}
+OF_A_SEARCH = {name for name in ElderParameters.model_fields if name.startswith("search_")}
 
 PAPER = ElderParameters.of_the_paper()
 PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
@@ -331,9 +332,15 @@ def _same(was: object, now: TrainingParameters | MethodParameters | None) -> boo
     if was is None or now is None:
         return was is now
     try:
-        return type(now).model_validate(was) == now
+        return _in_effect(type(now).model_validate(was)) == _in_effect(now)
     except ValidationError:
         return False
+
+
+def _in_effect(parameters: TrainingParameters | MethodParameters) -> dict[str, object]:
+    """Its settings, without those of a search where there is none."""
+    idle = OF_A_SEARCH if isinstance(parameters, ElderParameters) and not parameters.searched else set()
+    return parameters.model_dump(exclude=idle)
 
 
 def _recorded(recipe: Recipe) -> dict[str, object]:
