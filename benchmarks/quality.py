@@ -42,6 +42,7 @@ from elder_core.evaluation.environment import environment
 from elder_core.evaluation.quality import quality
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.methods.base import Context, Method, Selection
+from elder_core.methods.baseline import Baseline
 from elder_core.methods.losses import Teacher, frozen_copy
 from elder_core.methods.mathematics import kl_divergence
 from elder_core.methods.training import train
@@ -72,10 +73,12 @@ from elder_core.surgery import decoder_layers, parameters_only_in, remove_layers
 RESULTS = Path(__file__).parent / "results"
 TEXT = Path(__file__).parents[1] / "examples" / "models" / "manuals-texts" / "validation.jsonl"
 WINDOWS = 192
-SCORED = 32  # sequences: more would change no set, and cost these methods much of their budget
+SCORED = 128  # sequences, for methods that score layers once: with 32 the sets changed with the seed (docs/log.md)
 PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 
 Shape = Sequence[int]
+Chosen = dict[str, "tuple[Method, Selection, Work, int]"]
+"""By its settings, the method that chose, what it chose, what that took, and the tokens that it read."""
 
 # What does not matter for which layers are chosen.
 OF_TRAINING = {*TrainingParameters.model_fields, "penalty", "norm", "anneal_fraction", "recovery_fraction"}
@@ -145,11 +148,19 @@ def _recipes() -> tuple[Recipe, ...]:
     ]
     rows += [
         Recipe(f"{name} + distil", choosers[name], trained=True, then=distil)
-        for name in ("sleb", "shortgpt", "uidl", "evopress", "replaceme", "prune&comp")
+        for name in (
+            "sleb",
+            "shortgpt",
+            "uidl",
+            "shortened-llama by perplexity",
+            "evopress",
+            "replaceme",
+            "prune&comp",
+        )
     ]
     rows += [
         Recipe(f"{name} + ELDeR's training", choosers[name], trained=True, then=matched)
-        for name in ("sleb", "prune&comp")
+        for name in ("sleb", "shortgpt", "prune&comp")
     ]
     for name, paper in (("output gate", PAPER), ("residual gate", PAPER_RESIDUAL), (PULLED, PAPER_PULLED)):
         once = paper.model_copy(update={"layers_per_round": None})
@@ -168,6 +179,8 @@ def _recipes() -> tuple[Recipe, ...]:
 
 class Row(BaseModel):
     """One method at one depth with one seed. Operations, tokens and seconds are of choosing and of training.
+
+    Operations of training are also those by which a method makes up for layers without it.
 
     `parameters` are those of the recipe; the budget of a trained row is in `updates`. Tokens of choosing are different
     ones, however often they were read; those of training are all that were read.
@@ -304,6 +317,9 @@ def main() -> int:
     wanted = [recipe for recipe in recipes if not options.rows or recipe.name in {*options.rows, "elder"}]
     if output.exists():
         result.rows = _kept(Result.model_validate_json(output.read_bytes()), result, recipes)
+    layers = len(decoder_layers(bench.dense))
+    if wrong := [ratio for ratio in options.ratios if not 0 < round(ratio * layers) < layers]:
+        sys.exit(f"--ratios {wrong} would remove none of {layers} layers, or all; give shares in between.")
     for seed in options.seeds:
         for ratio in options.ratios:
             for row in _rows(bench, wanted, ratio, seed, result.rows):
@@ -352,7 +368,7 @@ def _rows(bench: Bench, recipes: Sequence[Recipe], ratio: float, seed: int, done
     """Those of one depth and seed that are not there yet; ELDeR's is needed for the budget of the others."""
     there = {row.name: row for row in done if (row.ratio, row.seed) == (ratio, seed)}
     count = round(ratio * len(decoder_layers(bench.dense)))
-    chosen: dict[str, tuple[Selection, Work, int]] = {}
+    chosen: Chosen = {}
     for recipe in recipes:
         if recipe.name in there and _spent_alike(there[recipe.name], there["elder"]):
             continue
@@ -379,28 +395,31 @@ def _run(
     count: int,
     seed: int,
     budget: int | None,
-    chosen: dict[str, tuple[Selection, Work, int]],
+    chosen: Chosen,
 ) -> Row:
     """One row. `chosen` holds the selections that were made already: equal methods choose once."""
     context = bench.context(seed)
-    method = find_method(recipe.chooser.name).load()(recipe.chooser)
     key = recipe.chooser.model_dump_json(exclude=OF_TRAINING)
     if key not in chosen:
+        method = find_method(recipe.chooser.name).load()(recipe.chooser)
         with counted() as work, sequences_read(context.model) as read:
             selection = method.select(context, count)
-        chosen[key] = selection, work, len(read) * bench.length
-    selection, selecting, read_tokens = chosen[key]
+        chosen[key] = method, selection, work, len(read) * bench.length
+    method, selection, selecting, read_tokens = chosen[key]
     training, updates, tokens = Work(), 0, 0
     if recipe.trained:
         parameters = recipe.then or recipe.chooser
         if budget is not None:
-            parameters = _within(bench, recipe, selection, budget - selecting.flops, seed)
+            parameters = _within(bench, method, recipe, selection, budget - selecting.flops, seed)
         started = time.monotonic()
         points = _train(context, method, recipe, parameters, selection.removed)
-        training = Work(_cost(bench, recipe, parameters, selection, seed).of(points), time.monotonic() - started)
+        training = Work(
+            _cost(bench, method, recipe, parameters, selection, seed).of(points), time.monotonic() - started
+        )
         updates, tokens = len(points), len(points) * parameters.batch_size * bench.length
     else:
-        _prepare(context, method, recipe, selection.removed)
+        with counted() as training:
+            _prepare(context, method, selection.removed)
     remove_layers(context.model, selection.removed)
     return Row(
         made_at=datetime.now(UTC),
@@ -436,13 +455,14 @@ def _train(
         return type(method)(parameters).regularize(context, removed)
     idle = parameters_only_in(context.model, removed)
     teacher = Teacher(frozen_copy(context.model, idle)) if parameters.taught else None
-    _prepare(context, method, recipe, removed)
+    _prepare(context, method, removed)
     return train(context, parameters, removed, teacher=teacher)
 
 
-def _prepare(context: Context, method: Method, recipe: Recipe, removed: tuple[int, ...]) -> None:
-    """What the method does to the remaining weights without training."""
-    type(method)(recipe.chooser.model_copy(update={"tokens": 0, "updates": None})).regularize(context, removed)
+def _prepare(context: Context, method: Method, removed: tuple[int, ...]) -> None:
+    """What the method that chose does to the remaining weights without training."""
+    if isinstance(method, Baseline):
+        method.compensate(context, removed)
 
 
 @dataclass(frozen=True)
@@ -462,19 +482,22 @@ class Cost:
         return max(0, int((flops - self.once) / (share * self.faded + (1 - share) * self.gone)))
 
 
-def _within(bench: Bench, recipe: Recipe, selection: Selection, flops: int, seed: int) -> TrainingParameters:
+def _within(
+    bench: Bench, method: Method, recipe: Recipe, selection: Selection, flops: int, seed: int
+) -> TrainingParameters:
     """The training of `recipe` with as many updates as `flops` allow."""
     parameters = recipe.then or recipe.chooser
     share = 0.0
     if isinstance(parameters, ElderParameters) and parameters.anneal_fraction is not None:
         share = min(parameters.anneal_fraction or 1.0, 1 - parameters.recovery_fraction)
-    cost = _cost(bench, recipe, parameters, selection, seed)
+    cost = _cost(bench, method, recipe, parameters, selection, seed)
     return _updates(parameters, cost.updates_within(flops, share))
 
 
-def _cost(bench: Bench, recipe: Recipe, parameters: TrainingParameters, selection: Selection, seed: int) -> Cost:
+def _cost(
+    bench: Bench, method: Method, recipe: Recipe, parameters: TrainingParameters, selection: Selection, seed: int
+) -> Cost:
     """By one update and by two, so that what is done once is told apart."""
-    method = find_method(recipe.chooser.name).load()(recipe.chooser)
 
     def flops(updates: int, *, gone: bool) -> int:
         some = _updates(parameters, updates)

@@ -6,6 +6,9 @@ matrix, such an output stays the output of a matrix, so a compensation costs the
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import cast
 
@@ -71,3 +74,26 @@ def scale_output(module: nn.Module, factor: float) -> None:
     for part in (module.weight, module.bias):
         if isinstance(part, Tensor):
             part.mul_(factor)
+
+
+@contextmanager
+def outputs_scaled(model: PreTrainedModel, factors: Sequence[float]) -> Iterator[None]:
+    """The model as `scale_output` would make it with each layer's factor in `factors` `[layers]`, by hooks.
+
+    Raises:
+        UnsupportedArchitecture: see require_plain_stream.
+    """
+    handles = [
+        module.register_forward_hook(partial(_times, factor))
+        for layer, factor in enumerate(factors)
+        for module in (writers(model, layer) if factor != 1 else ())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _times(factor: float, _: nn.Module, __: object, output: Tensor) -> Tensor:
+    return output * factor

@@ -3,24 +3,22 @@
 One parent; each generation its mutants swap a few removed layers with kept ones (level-switch mutation). All mutants
 are measured on a little text, the best of them on more, and the best of those takes the parent's place if it is
 better (multi-step selection).
+
+Sets are compared as ELDeR's own search does it (elder_core.methods.prefix): at some positions, from the first layer on
+in which they differ from the parent, and the whole model's answers to the text that is used again are kept.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from elder_core.journal import Entry
 from elder_core.methods.base import Context, Selection
 from elder_core.methods.baseline import ScoringBaseline, require_numbers
-from elder_core.methods.losses import Teacher
-from elder_core.methods.mathematics import kl_divergence
-from elder_core.methods.prefix import Prefix
+from elder_core.methods.prefix import Reference
 from elder_core.parameters import EvoPressParameters
 from elder_core.surgery import decoder_layers
 
@@ -64,18 +62,20 @@ class EvoPress(ScoringBaseline[EvoPressParameters]):
     def select(self, context: Context, count: int) -> Selection:
         parameters = self.parameters
         search = _Search(len(decoder_layers(context.model)), np.random.default_rng([context.seed]))
+        batches = context.passes(self.scoring_windows(context), parameters.scoring_batch_size)
+        text = [Reference.of(context.model, ids) for ids in batches]
         page = context.monitor.page("generations")
         if page.recalled is not None:
             search.restore(page.recalled)
         else:
             drawn = [drawn_at_random(search.layers, count, search.random) for _ in range(parameters.offspring)]
-            self._measure(context, search, self._promising(context, search, drawn, 0)[:1])
+            self._measure(context, search, self._promising(context, search, drawn, 0)[:1], text)
             require_numbers([search.measured[search.parent]])
         for generation in range(search.generations + 1, parameters.generations + 1):
             mutants = self._mutants(search)
             if mutants:
                 survivors = self._promising(context, search, mutants, generation)[: parameters.survivors]
-                self._measure(context, search, survivors)
+                self._measure(context, search, survivors, text)
             search.generations = generation
             page.offer(search.entry)
             context.monitor.step(generation, parameters.generations, loss=search.measured[search.parent])
@@ -98,18 +98,18 @@ class EvoPress(ScoringBaseline[EvoPressParameters]):
 
     def _promising(self, context: Context, search: _Search, sets: Sequence[Layers], step: int) -> list[Layers]:
         """`sets` by KL on the few windows of this step, the best first."""
-        ids = context.batch(step, self.parameters.first_samples)
-        divergences = kl_without(context, ids, sets, search.parent).tolist()
+        reference = Reference.of(context.model, context.batch(step, self.parameters.first_samples))
+        divergences = list(reference.kl_without(sets, like=search.parent))
         return [sets[place] for place in np.argsort(divergences, kind="stable")]
 
-    def _measure(self, context: Context, search: _Search, sets: Sequence[Layers]) -> None:
-        """KL of `sets` on all scoring windows."""
-        windows = self.scoring_windows(context)
-        total = torch.zeros(len(sets), dtype=torch.float64)
-        for batch in context.passes(windows, self.parameters.scoring_batch_size):
-            total += len(batch) * kl_without(context, batch, sets, search.parent)
+    def _measure(self, context: Context, search: _Search, sets: Sequence[Layers], text: Sequence[Reference]) -> None:
+        """KL of `sets` on all scoring windows, of which `text` are the batches."""
+        total = np.zeros(len(sets))
+        for batch in text:
+            total += len(batch.ids) * np.array(list(batch.kl_without(sets, like=search.parent)))
             context.monitor.check_cancelled()
-        search.measured.update(zip(sets, (total / len(windows)).tolist(), strict=True))
+        windows = sum(len(batch.ids) for batch in text)
+        search.measured.update(zip(sets, (total / windows).tolist(), strict=True))
 
 
 def drawn_at_random(layers: int, count: int, random: np.random.Generator) -> Layers:
@@ -123,15 +123,3 @@ def mutated(removed: Layers, layers: int, random: np.random.Generator) -> Layers
     swaps = min(*random.integers(1, MOST_SWAPS + 1, size=2), len(removed), len(kept))
     out = random.choice(sorted(removed), swaps, replace=False).tolist()
     return (removed - set(out)) | set(random.choice(kept, swaps, replace=False).tolist())
-
-
-def kl_without(context: Context, ids: Tensor, sets: Sequence[Layers], like: Layers) -> Tensor:
-    """KL from the whole model `[sets]`, on the CPU, of the model without each set, on `ids` `[batch, seq]`.
-
-    What the sets have in common with the set `like` at the beginning of the model is computed once. A set without
-    which the model answers no numbers is infinitely far away.
-    """
-    whole = Teacher(context.model)(ids)
-    prefix = Prefix(context.model, ids, like)
-    found = torch.stack([kl_divergence(prefix.logits(layers), whole) for layers in sets])
-    return found.double().nan_to_num(math.inf, posinf=math.inf).cpu()

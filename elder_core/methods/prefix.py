@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,9 +13,11 @@ from transformers import PreTrainedModel
 
 from elder_core.devices import autocast
 from elder_core.gates import observed, overridden
-from elder_core.methods.losses import leaving, logits_of
-from elder_core.methods.mathematics import next_token_cross_entropy
+from elder_core.methods.losses import Teacher, leaving, logits_of
+from elder_core.methods.mathematics import kl_divergence, next_token_cross_entropy
 from elder_core.surgery import bypassed, decoder_layers
+
+STRIDE = 4  # neighbours in a text tell nearly the same
 
 
 class Prefix:
@@ -58,6 +63,40 @@ class Prefix:
         kept = {first - 1: self._leaving[first - 1]} if first > 0 else {}
         with overridden(self._layers, kept), bypassed(self._model, {*removed, *range(first)}):
             return logits_of(self._model, self._ids, positions)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Token ids `[batch, seq]`, and what the whole `model` says to them, to compare it with itself without some layers.
+
+    One position of `STRIDE` is looked at. `logits` `[batch, positions, vocabulary]` are kept in bfloat16 on the CPU:
+    0.5 GB for 16 sequences of 2,048 tokens and a vocabulary of 32,000.
+    """
+
+    model: PreTrainedModel
+    ids: Tensor
+    positions: Tensor
+    logits: Tensor
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, ids: Tensor) -> Self:
+        """Ask `model`, which is whole."""
+        length = ids.shape[1]
+        positions = torch.arange((length - 1) % STRIDE, length, STRIDE, device=ids.device)
+        return cls(model, ids, positions, Teacher(model)(ids, positions).to("cpu", torch.bfloat16))
+
+    def kl_without(self, sets: Iterable[Collection[int]], *, like: Collection[int]) -> Iterator[float]:
+        """KL in nats from the whole model of the model without each set of layers; infinite where it is no number.
+
+        What the sets have in common with the set `like` at the beginning of the model is computed once.
+
+        Raises:
+            LayersOutOfRange: a layer does not exist.
+        """
+        prefix, wanted = Prefix(self.model, self.ids, like), self.logits.to(self.ids.device)
+        for layers in sets:
+            distance = kl_divergence(prefix.logits(layers, self.positions), wanted)
+            yield distance.double().nan_to_num(math.inf).item()
 
 
 def rises_without_each(

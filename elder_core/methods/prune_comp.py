@@ -15,20 +15,25 @@ import torch
 from torch import Tensor
 
 from elder_core.devices import autocast
-from elder_core.gates import gated, observed
+from elder_core.gates import observed
 from elder_core.methods.base import Context, Selection
 from elder_core.methods.baseline import ScoringBaseline, require_numbers
 from elder_core.methods.mathematics import block_influence, magnitude_ratio
-from elder_core.parameters import Gate, PruneCompParameters
-from elder_core.stream import require_plain_stream, scale_output, writers
+from elder_core.parameters import PruneCompParameters
+from elder_core.stream import outputs_scaled, require_plain_stream, scale_output, writers
 from elder_core.surgery import bypassed, decoder_layers
 
 
 class PruneComp(ScoringBaseline[PruneCompParameters]):
     """In rounds: measure the pruned and compensated model, remove the least influential layers, compensate for them."""
 
+    def __init__(self, parameters: PruneCompParameters) -> None:
+        super().__init__(parameters)
+        self._scales: dict[frozenset[int], Tensor] = {}  # of the sets that were chosen
+
     def select(self, context: Context, count: int) -> Selection:
-        removed, weights, _ = self._rounds(context, range(len(decoder_layers(context.model))), count)
+        removed, weights, scales = self._rounds(context, range(len(decoder_layers(context.model))), count)
+        self._scales[frozenset(removed)] = scales
         return Selection(
             removed=tuple(sorted(removed)),
             weights=tuple(weights.tolist()),
@@ -36,8 +41,13 @@ class PruneComp(ScoringBaseline[PruneCompParameters]):
         )
 
     def compensate(self, context: Context, removed: tuple[int, ...]) -> None:
-        """Scale what the later layers add. With no other candidates the rounds go as they went in `select`."""
-        _, _, scales = self._rounds(context, removed, len(removed))
+        """Scale what the later layers add, as the rounds of `select` found it, or would have.
+
+        With no other candidates they go as they did there.
+        """
+        scales = self._scales.get(frozenset(removed))
+        if scales is None:
+            _, _, scales = self._rounds(context, removed, len(removed))
         for layer, scale in enumerate(scales.tolist()):
             if layer not in removed and scale != 1:
                 for module in writers(context.model, layer):
@@ -46,7 +56,7 @@ class PruneComp(ScoringBaseline[PruneCompParameters]):
     def _rounds(self, context: Context, candidates: Sequence[int], count: int) -> tuple[list[int], Tensor, Tensor]:
         """The `count` layers chosen from `candidates`; block influence, and scale of what it adds, of every layer.
 
-        Both `[layers]`. The model is only hooked: scaling what a layer adds is a residual gate.
+        Both `[layers]`. The model is only hooked.
         """
         require_plain_stream(context.model)
         layers = len(decoder_layers(context.model))
@@ -69,11 +79,9 @@ class PruneComp(ScoringBaseline[PruneCompParameters]):
     ) -> tuple[Tensor, Tensor]:
         """Block influence and magnitude ratio `[layers]` in the model without `removed`, additions times `scales`."""
         layers = decoder_layers(context.model)
-        weights = scales.to(context.device)
-        scaled = [layer for layer in range(len(layers)) if scales[layer] != 1]
         with (
             bypassed(context.model, removed),
-            gated(layers, weights, Gate.RESIDUAL, scaled),
+            outputs_scaled(context.model, scales.tolist()),
             observed(layers, _influence_and_ratio, range(len(layers))) as seen,
         ):
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from elder_core.journal import Entry
 from elder_core.methods.base import Context
-from elder_core.methods.losses import Teacher
-from elder_core.methods.mathematics import kl_divergence
-from elder_core.methods.prefix import Prefix
+from elder_core.methods.prefix import Reference
 from elder_core.parameters import ElderParameters
 
 MOST_EXCHANGES = 16
-STRIDE = 4  # one position of so many is looked at: neighbours in a text tell nearly the same
 HEAT = 0.25  # share of the sequences on which sets run against each other before the best go on to all
 Layers = frozenset[int]
 
@@ -62,8 +56,7 @@ def _exchanged(chosen: Layers, ranked: Sequence[int], scores: Scores) -> Layers 
 class Scores:
     """KL in nats from the whole model of the model without a set of layers, each computed once, for all depths.
 
-    Infinite where it is no number. Memory: the whole model's logits at one position of `STRIDE`, in bfloat16 on the
-    CPU, where they take 0.5 GB for 16 sequences of 2,048 tokens and a vocabulary of 32,000.
+    Infinite where it is no number. Memory: see Reference.
     """
 
     def __init__(self, context: Context, parameters: ElderParameters) -> None:
@@ -76,12 +69,9 @@ class Scores:
             self.known = {frozenset(layers): score for layers, score in self._page.recalled.facts["known"]}
             self._rough = {frozenset(layers): score for layers, score in self._page.recalled.facts["rough"]}
         self._windows = context.windows[-parameters.searched :]
-        self._batches = list(context.passes(self._windows, parameters.search_batch_size))
-        self._first = math.ceil(HEAT * len(self._batches))
-        length = self._windows.shape[1]
-        self._positions = torch.arange((length - 1) % STRIDE, length, STRIDE, device=context.device)
-        teacher = Teacher(context.model)
-        self._wanted = [teacher(ids, self._positions).to("cpu", torch.bfloat16) for ids in self._batches]
+        batches = context.passes(self._windows, parameters.search_batch_size)
+        self._text = [Reference.of(context.model, ids) for ids in batches]
+        self._first = math.ceil(HEAT * len(self._text))
 
     def lowest(self, base: Layers, sets: Sequence[Layers], count: int) -> list[Layers]:
         """The `count` lowest of `sets`, ascending; what they share with `base` in the first layers is computed once.
@@ -108,13 +98,10 @@ class Scores:
 
     def _compute(self, base: Layers, sets: Sequence[Layers], begin: int, end: int | None) -> list[float]:
         """The part of the batches from `begin` to `end` in the score of each of `sets`."""
-        total = torch.zeros(len(sets), dtype=torch.float64)
-        for ids, kept in zip(self._batches[begin:end], self._wanted[begin:end], strict=True) if sets else ():
-            wanted: Tensor = kept.to(ids.device)
-            prefix = Prefix(self.context.model, ids, base)
-            for index, layers in enumerate(sets):
+        total = [0.0] * len(sets)
+        for reference in self._text[begin:end] if sets else ():
+            share = len(reference.ids) / len(self._windows)
+            for index, divergence in enumerate(reference.kl_without(sets, like=base)):
                 self.context.monitor.check_cancelled()
-                distance = kl_divergence(prefix.logits(layers, self._positions), wanted)
-                total[index] += distance.double().nan_to_num(math.inf).item() * len(ids) / len(self._windows)
-        found: list[float] = total.tolist()
-        return found
+                total[index] += share * divergence
+        return total

@@ -14,7 +14,8 @@ from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import LayersOutOfRange
 from elder_core.methods.base import Context
 from elder_core.methods.losses import logits_of
-from elder_core.methods.prefix import Prefix
+from elder_core.methods.mathematics import kl_divergence
+from elder_core.methods.prefix import Prefix, Reference
 from elder_core.methods.sleb import Sleb
 from elder_core.monitor import Monitor
 from elder_core.parameters import SlebParameters
@@ -47,6 +48,22 @@ def counted(model: PreTrainedModel) -> Iterator[list[int]]:
     yield calls
     for handle in handles:
         handle.remove()
+
+
+def test_sets_are_compared_with_the_whole_model(tiny_llama: PreTrainedModel) -> None:
+    whole = expected(tiny_llama, ())[:, POSITIONS]
+    sets = [(1, 3), (), (0, 1, 2, 3, 4, 5)]
+    wanted = [kl_divergence(expected(tiny_llama, layers)[:, POSITIONS], whole).item() for layers in sets]
+    found = list(Reference.of(tiny_llama, IDS).kl_without(sets, like=(1, 2)))
+    assert found == pytest.approx(wanted, rel=0.02, abs=1e-4)  # the whole model's logits are kept in bfloat16
+    assert found[0] > 10 * found[1]
+
+
+def test_what_is_no_number_is_infinitely_far(tiny_llama: PreTrainedModel) -> None:
+    reference = Reference.of(tiny_llama, IDS)
+    with torch.no_grad():
+        tiny_llama.get_output_embeddings().weight.fill_(torch.nan)
+    assert list(reference.kl_without([(1,)], like=())) == [torch.inf]
 
 
 @pytest.mark.parametrize("model_type", each(ARCHITECTURES))

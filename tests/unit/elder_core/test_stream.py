@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from elder_core.architectures.table import ARCHITECTURES
 from elder_core.errors import UnsupportedArchitecture
 from elder_core.gates import hooked
-from elder_core.stream import map_output, require_plain_stream, scale_output, writers
+from elder_core.stream import map_output, outputs_scaled, require_plain_stream, scale_output, writers
 from elder_core.surgery import bypassed, decoder_layers
 from tests.unit.elder_core.conftest import MakeTiny
 
@@ -40,6 +40,20 @@ def test_a_layer_adds_what_its_writers_say_and_nothing_else(make_tiny: MakeTiny,
         scale_output(module, 0.0)
     torch.testing.assert_close(logits(model), expected)
     assert not torch.equal(before, expected)
+
+
+@pytest.mark.parametrize("model_type", [name for name, row in ARCHITECTURES.items() if row.writers])
+def test_hooks_scale_outputs_as_weights_do(make_tiny: MakeTiny, model_type: str) -> None:
+    model, factors = make_tiny(model_type), [1.0, 0.5, 1.0, 3.0, 1.0, 1.0]
+    before = logits(model)
+    with outputs_scaled(model, factors):
+        found = logits(model)
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
+    for layer, factor in enumerate(factors):
+        for module in writers(model, layer):
+            scale_output(module, factor)
+    torch.testing.assert_close(found, logits(model))
+    assert not torch.allclose(found, before)
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gemma2", "granite", "mamba"])
