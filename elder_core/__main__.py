@@ -12,7 +12,8 @@ Exit status: 0 done; 2 bad usage or an error, which stands on stderr as `error [
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -195,9 +196,11 @@ def evaluate(
 ) -> None:
     """Measure one checkpoint."""
     with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
-        wanted = EvaluationSpec(source=data, speed=speed, generation=False, samples=samples)
+        with _bad_options():
+            wanted = EvaluationSpec(source=data, speed=speed, generation=False, samples=samples)
+            checkpoint = ModelRef(id=model)
         found = pipeline.measure(
-            ModelRef(id=model), wanted, sources=_sources(), device=device, progress=progress, cancelled=cancelled
+            checkpoint, wanted, sources=_sources(), device=device, progress=progress, cancelled=cancelled
         )
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
@@ -254,8 +257,15 @@ def _spec(
     for setting in settings or ():
         section, key, value = _setting(setting, tuple(parts))
         parts[section][key] = value
-    try:
+    with _bad_options(method):
         return JobSpec.model_validate({"model": {"id": model}, "seed": seed, **removal, **parts})
+
+
+@contextmanager
+def _bad_options(method: str = "") -> Iterator[None]:
+    """Say in a line which option has a value that does not do."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != method)

@@ -17,11 +17,13 @@ from elder_core.evaluation import decoding
 from elder_core.evaluation.quality import quality
 from elder_core.evaluation.speed import layers_share, workload
 from elder_core.job import Job
+from elder_core.journal import Entry
 from elder_core.methods.base import Context, Method, Selection, named_layers
 from elder_core.methods.expressible import chooser, most_removable
 from elder_core.sizes import saved_sizes
 from elder_core.spec import DepthTrial, Expected
 from elder_core.surgery import bypassed, decoder_layers
+from elder_core.target import MOST_INCREASE
 
 SPEED_SECONDS = 2.0  # of measuring, at least 4 rounds
 NEIGHBOURS = 2  # depths beyond the first that fails, since perplexity need not grow with every layer
@@ -53,14 +55,42 @@ def choose_with_cost(job: Job, method: Method, context: Context, text: Calibrati
     """
     scale = _Scale(job, context, text)
     target = job.spec.target
-    if target is not None and target.max_perplexity_increase is not None:
-        selection = _within_perplexity(method, context, scale, target.max_perplexity_increase)
-    elif target is not None and target.min_speedup is not None:
-        count = fewest_for_speed(target.min_speedup, scale.share, scale.layers)
-        selection = chooser(method, context, (count,))(count)
-    else:
+    if target is None:
         selection = choose(job, method, context)
+    else:
+        most = most_removable(context.model)
+        if not most:
+            raise TargetUnreachable(
+                f"No layer can be removed from this {context.model.config.model_type} model of {scale.layers}: its "
+                "config has no words for what would remain.",
+                loc=("target",),
+            )
+        if target.max_perplexity_increase is not None:
+            selection = _within_perplexity(method, context, scale, target.max_perplexity_increase, most)
+        elif target.min_speedup is not None:
+            count = fewest_for_speed(target.min_speedup, scale.share, scale.layers, most)
+            selection = chooser(method, context, (count,))(count)
+        else:
+            _check_bytes(job, most)
+            selection = choose(job, method, context)
     return selection, scale.expected(selection)
+
+
+def _check_bytes(job: Job, most: int) -> None:
+    """Raises:
+    TargetUnreachable: more layers would have to go than the `most` that can.
+    """
+    assert job.count is not None
+    assert job.spec.target is not None
+    if job.count > most:
+        sizes = saved_sizes(job.source.info, job.spec.output)
+        size = sizes.without(sizes.least_saving(most))
+        raise TargetUnreachable(
+            f"No more than {most} layers of this model can be removed, since its config has no words for what would "
+            f"remain; the weights then take up to {size:,} bytes, above max_bytes {job.spec.target.max_bytes:,}. Give "
+            f"{size:,} or more, or a smaller output.dtype.",
+            loc=("target", "max_bytes"),
+        )
 
 
 class _Scale:
@@ -117,9 +147,15 @@ class _Scale:
             ).perplexity
 
     def _layers_share(self) -> float:
+        """Measured once: a run that goes on would find another, and ask for another number of layers."""
+        page = self._context.monitor.page("share")
+        if page.recalled is not None:
+            return float(page.recalled.facts["share"])
         model = self._context.model
         work = workload(self._windows, limit=decoding.max_positions(model), device=model.device)
-        return layers_share(model, work, budget_seconds=SPEED_SECONDS, tick=self._tick)
+        share = layers_share(model, work, budget_seconds=SPEED_SECONDS, tick=self._tick)
+        page.keep(Entry({"share": share}))
+        return share
 
     def _tick(self, _: float) -> None:
         self._context.monitor.check_cancelled()
@@ -130,19 +166,20 @@ def ideal_speedup(share: float, count: int, layers: int) -> float:
     return 1 / (1 - share * count / layers)
 
 
-def fewest_for_speed(wanted: float, share: float, layers: int) -> int:
-    """The fewest layers whose removal can make decoding `wanted` times as fast.
+def fewest_for_speed(wanted: float, share: float, layers: int, most: int) -> int:
+    """The fewest of `layers` whose removal can make decoding `wanted` times as fast.
 
     Raises:
-        TargetUnreachable: a model of one layer cannot.
+        TargetUnreachable: without as many as can be removed, `most`, it is slower.
     """
-    for count in range(1, layers):
+    for count in range(1, most + 1):
         if ideal_speedup(share, count, layers) >= wanted:
             return count
-    nearest = ideal_speedup(share, layers - 1, layers)
+    nearest = ideal_speedup(share, most, layers)
+    remedy = f"Give {_floor(nearest):g} or less" if _floor(nearest) > 1 else "Name the number of layers instead"
     raise TargetUnreachable(
-        f"With a single layer left, decoding can be {nearest:.4g} times as fast on this machine, where layers take "
-        f"{share:.0%} of a step; min_speedup is {wanted:g}. Give {_floor(nearest):g} or less.",
+        f"Without {most} of {layers} layers, as many as can be removed, decoding can be {nearest:.4g} times as fast on "
+        f"this machine, where layers take {share:.0%} of a step; min_speedup is {wanted:g}. {remedy}.",
         loc=("target", "min_speedup"),
     )
 
@@ -164,9 +201,8 @@ def deepest(depths: int, keeps: Callable[[int], bool]) -> int:
     return found
 
 
-def _within_perplexity(method: Method, context: Context, scale: _Scale, allowed: float) -> Selection:
-    """The selection of the most layers without which perplexity grows by no more than the share `allowed`."""
-    depths = most_removable(context.model)
+def _within_perplexity(method: Method, context: Context, scale: _Scale, allowed: float, depths: int) -> Selection:
+    """The selection of the most layers, up to `depths`, without which perplexity grows by no more than `allowed`."""
     selected = chooser(method, context, range(1, depths + 1))
 
     def keeps(count: int) -> bool:
@@ -178,10 +214,13 @@ def _within_perplexity(method: Method, context: Context, scale: _Scale, allowed:
     if found:
         return selected(found)
     least, count = min((scale.increase(selected(count)), count) for count in scale.trials)
+    remedy = "Name the number of layers"
+    if least <= MOST_INCREASE:
+        remedy = f"Give {_ceil(least):g} or more, or name the number of layers"
     raise TargetUnreachable(
         f"max_perplexity_increase is {allowed:g}, but of all depths tried the least that perplexity grows by, before "
-        f"any training, is {_ceil(least):g}, without {count} of {scale.layers} layers. Give {_ceil(least):g} or more, "
-        "or name the number of layers, since training makes up for some of it.",
+        f"any training, is {_ceil(least):g}, without {count} of {scale.layers} layers. {remedy}, since training makes "
+        "up for some of it.",
         loc=("target", "max_perplexity_increase"),
     )
 

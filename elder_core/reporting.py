@@ -83,7 +83,9 @@ def report_of(job: Job, outcome: Outcome, result: EvaluationResult, monitor: Mon
         expected=outcome.expected,
         gate_path=thinned(outcome.selection.gate_path),
         training=thinned(outcome.training),
-        evaluation=result.evaluation.model_copy(update={"overlapping_documents": job.evaluation.shared}),
+        evaluation=result.evaluation.model_copy(
+            update={"overlapping_documents": job.evaluation.shared, "copied_share": job.evaluation.copied}
+        ),
         generations=result.generations,
         stage_seconds=monitor.stage_seconds,
         resumptions=monitor.resumptions,

@@ -186,9 +186,11 @@ class JobSpec(Strict):
         if self.layers is not None:
             if not self.layers:
                 raise LayersOutOfRange("layers is empty; name at least one layer.", loc=("layers",))
+            seen: set[int] = set()
             for position, layer in enumerate(self.layers):
-                if layer in self.layers[:position]:
+                if layer in seen:
                     raise DuplicateLayers(f"Layer {layer} is named twice in layers.", loc=("layers", position))
+                seen.add(layer)
 
     def count_to_remove(self, num_layers: int) -> int:
         """Number of layers that this job, which names no `target`, removes from a model of `num_layers`.
@@ -267,6 +269,11 @@ class Evaluation(Strict):
         default=0,
         description="How many documents measured on calibration did see; above 0 the figures are flattered.",
     )
+    copied_share: float = Field(
+        default=0.0,
+        description="Share of the words measured on that stand in passages which calibration did see; above 0 the "
+        "figures are flattered.",
+    )
     sequences: int
     sequence_length: int
     tokens: int
@@ -274,6 +281,11 @@ class Evaluation(Strict):
     after: Measurement
     ratios: dict[str, float]
     ideal: Ideal | None = None
+
+    @property
+    def flattered(self) -> bool:
+        """Whether calibration saw text that is measured on."""
+        return bool(self.overlapping_documents or self.copied_share)
 
 
 class Generation(Strict):

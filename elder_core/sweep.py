@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -68,14 +68,15 @@ def sweep(
 
     Texts are read, layers chosen (expressible.chooser) and the dense model evaluated once; every depth begins from the
     dense weights. Depth n goes to `out/removed-n`, checkpoint and report together, which appears whole or not at all;
-    `out/sweep.json` tells of those that are done, also by earlier sweeps of the same model and spec into `out`, and
-    `finished` of each in turn. What is chosen for a depth can differ a little from a run of that depth alone, for a
-    method that learns once for all depths, and more where rounds share a budget (gate_fraction). The report of each
-    counts the time of what is shared, and the peak of memory while choosing.
+    `out/sweep.json` tells of those that are done, also by earlier sweeps of the same model and spec into `out`, which
+    are not done again, and `finished` of each in turn. So a sweep that ended early goes on when it is asked for again.
+    What is chosen for a depth can differ a little from a run of that depth alone, for a method that learns once for all
+    depths, and more where rounds share a budget (gate_fraction). The report of each counts the time of what is shared,
+    and the peak of memory while choosing.
 
     Raises:
         AmbiguousTarget, DuplicateLayers: no depth is named, or one twice, or the spec names one.
-        OutputExists: `out` holds one of the depths already, or a sweep of another model or spec.
+        OutputExists: `out` holds a sweep of another model or spec, or something else where a depth would go.
         ElderError, Cancelled: as pipeline.run; the depths that are done stay as they are.
     """
     specs = _specs(spec, counts, ratios)
@@ -83,13 +84,19 @@ def sweep(
     with devices.out_of_memory_named():
         with shared.entered(Stage.RESOLVING):
             jobs = _jobs(specs, sources, device)
+            told = _earlier(out, spec, next(iter(jobs.values())).source.revision)
+            earlier = () if told is None else told.depths
+            done = {len(depth.removed_layers) for depth in earlier}
+            counts = sorted({*jobs, *done})  # as a sweep that ended early was asked for
+            jobs = {count: job for count, job in jobs.items() if count not in done}
+            if told is not None and not jobs:
+                return told
             for count in jobs:
                 checkpoints.check_output(_folder(out, count))
-            earlier = _earlier(out, spec, next(iter(jobs.values())).source.revision)
         deepest = jobs[max(jobs)]
         with shared.entered(Stage.CALIBRATING):
             texts = tokenize(deepest, shared)
-        selections = _select(deepest, texts, list(jobs), shared)
+        selections = _select(deepest, texts, counts, jobs, shared)
         shared.earlier_peak_bytes = devices.peak_memory_bytes(deepest.device)  # every depth counts anew
         reports: list[Report] = []
         known: DenseFigures | None = None
@@ -99,6 +106,7 @@ def sweep(
             reports.append(report)
             told = _tell(spec, earlier, reports, out)
             finished(report)
+    assert told is not None
     return told
 
 
@@ -135,13 +143,18 @@ def _jobs(specs: Sequence[JobSpec], sources: Sources, device: str) -> dict[int, 
     return dict(sorted(jobs.items()))
 
 
-def _select(job: Job, texts: Texts, counts: Sequence[int], monitor: Monitor) -> dict[int, Selection]:
-    """The layers to remove for each of `counts`; when this returns, the model's memory is free again."""
+def _select(
+    job: Job, texts: Texts, counts: Sequence[int], wanted: Iterable[int], monitor: Monitor
+) -> dict[int, Selection]:
+    """The layers to remove for each depth that is `wanted`, chosen as for all `counts`.
+
+    When this returns, the model's memory is free again.
+    """
     with monitor.entered(Stage.LOADING):
         loaded = load(job)
     with monitor.entered(Stage.SELECTING):
         selected = chooser(job.method(), context_of(job, loaded, texts, monitor), counts)
-        return {count: selected(count) for count in counts}
+        return {count: selected(count) for count in wanted}
 
 
 def _one(
@@ -176,15 +189,15 @@ def _name(count: int) -> str:
     return f"removed-{count}"
 
 
-def _earlier(out: Path, spec: JobSpec, revision: str) -> tuple[SweepDepth, ...]:
-    """The depths that earlier sweeps of `spec` into `out` left, as far as their folders are still there.
+def _earlier(out: Path, spec: JobSpec, revision: str) -> Sweep | None:
+    """What earlier sweeps of `spec` into `out` left, with the depths whose folders are still there.
 
     Raises:
         OutputExists: the sweep there is of another revision of the model, or differs in its spec, or cannot be read.
     """
     file = out / SWEEP_FILE
     if not file.exists():
-        return ()
+        return None
     try:
         told = Sweep.model_validate_json(file.read_bytes())
     except ValidationError as error:
@@ -196,7 +209,8 @@ def _earlier(out: Path, spec: JobSpec, revision: str) -> tuple[SweepDepth, ...]:
     alike = told.spec.model_copy(update={"model": spec.model})  # the revision says what the model is
     if differing := [name for name in JobSpec.model_fields if getattr(alike, name) != getattr(spec, name)]:
         raise OutputExists(f"{file} is of a sweep with other values of {', '.join(differing)}; give another folder.")
-    return tuple(depth for depth in told.depths if (out / depth.folder).is_dir())
+    there = tuple(depth for depth in told.depths if (out / depth.folder).is_dir())
+    return told.model_copy(update={"depths": there})
 
 
 def _tell(spec: JobSpec, earlier: Sequence[SweepDepth], reports: Sequence[Report], out: Path) -> Sweep:

@@ -7,6 +7,8 @@ from pydantic import Field
 from elder_core.errors import AmbiguousTarget
 from elder_core.parameters import Strict
 
+MOST_INCREASE = 1000.0  # times as much perplexity again: more names no model that is of use
+
 
 class Target(Strict):
     """A limit that the pruned model keeps to; the run finds the number of layers itself. Exactly one is given."""
@@ -14,7 +16,7 @@ class Target(Strict):
     max_perplexity_increase: float | None = Field(
         default=None,
         ge=0,
-        le=1000,
+        le=MOST_INCREASE,
         description="Remove the most layers that raise perplexity by no more than this share before any training: 0.1 "
         "allows 10 % more. It is measured on calibration text kept apart from learning.",
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from itertools import product
 
+from elder_core.architectures import table
 from elder_core.architectures.architecture import Architecture
 from elder_core.architectures.rules import Fits, Settings
+from elder_core.errors import UnsupportedArchitecture
 
 Layers = tuple[int, ...]
 Worth = tuple[int, float]
@@ -23,6 +26,9 @@ def nearest(
     """
     count = row.layers(settings)
     assert isinstance(count, int)
+    with suppress(UnsupportedArchitecture):
+        table.changes(row, settings, [layer for layer in range(count) if layer not in removed])
+        return tuple(sorted(removed))
     worth = [(int(layer not in removed), weights[layer] if weights else 0.0) for layer in range(count)]
     ways = [
         [way for way in rule.ways(settings, count - len(removed), count) if _best(worth, len(removed), (way,))]

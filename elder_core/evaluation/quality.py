@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOGITS_BYTES = 256 * 2**20  # of one batch, in float32
 ROWS_BYTES = 64 * 2**20  # of the rows that are widened to float32 at a time
 MOST_SEQUENCES = 16
+MOST_NATS = 700  # e to the power of a little more is no float any more
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def quality(
     page.keep(Entry({"windows": count, "nats": nats}))
     tokens = count * (length - 1)
     mean = nats / tokens
-    if not math.isfinite(mean):
-        raise NonFiniteLoss(f"The model's mean loss on the evaluation text is {mean}; its weights are not usable.")
+    if not mean < MOST_NATS:
+        raise NonFiniteLoss(f"The model's mean loss on the evaluation text is {mean:g}; its weights are not usable.")
     return Quality(math.exp(mean), mean / math.log(2) / bytes_per_token, tokens)
 
 

@@ -29,7 +29,7 @@ def _gain(evaluation: Evaluation) -> str:
 
 def _price(evaluation: Evaluation) -> str:
     before, after = evaluation.before.perplexity, evaluation.after.perplexity
-    text = "text that it partly saw before" if evaluation.overlapping_documents else "text that it never saw"
+    text = "text that it partly saw before" if evaluation.flattered else "text that it never saw"
     return (
         f"Its perplexity on {text}, where lower is better, went from "
         f"{formatting.number(before)} to {formatting.number(after)} ({formatting.change(after / before)})."

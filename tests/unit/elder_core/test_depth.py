@@ -94,12 +94,16 @@ def test_the_deepest_that_keeps_is_found_past_a_bump(good: Sequence[int], expect
 
 def test_ideal_speed_follows_from_the_share_of_the_layers() -> None:
     assert ideal_speedup(0.8, 5, 10) == pytest.approx(1 / 0.6)
-    assert fewest_for_speed(1.6, 0.8, 10) == 5
-    assert fewest_for_speed(1.0001, 0.8, 10) == 1
+    assert fewest_for_speed(1.6, 0.8, 10, 9) == 5
+    assert fewest_for_speed(1.0001, 0.8, 10, 9) == 1
     with pytest.raises(TargetUnreachable, match=r"Give 3\.571 or less") as caught:
-        fewest_for_speed(3.6, 0.8, 10)
+        fewest_for_speed(3.6, 0.8, 10, 9)
     assert caught.value.loc == ("target", "min_speedup")
-    assert fewest_for_speed(3.571, 0.8, 10) == 9
+    assert fewest_for_speed(3.571, 0.8, 10, 9) == 9
+    with pytest.raises(TargetUnreachable, match=r"Without 2 of 10 layers, as many as can .* Give 1\.19 or less"):
+        fewest_for_speed(3.571, 0.8, 10, 2)
+    with pytest.raises(TargetUnreachable, match=r"Name the number of layers instead\.$"):
+        fewest_for_speed(1.2, 0.001, 4, 1)
 
 
 # Plans -------------------------------------------------------------------------------------------------------------
@@ -222,6 +226,51 @@ def test_speed_decides_by_the_share_of_the_layers(spec: JobSpec, monkeypatch: py
     assert found.expected.decode_speedup == pytest.approx(1.25)
     with pytest.raises(TargetUnreachable):
         plan(aimed(spec, min_speedup=2.1))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"max_bytes": 1}, "single layer left"),
+        ({"max_bytes": None}, "No more than 4 layers .* up to .* Give [0-9,]+ or more"),
+        ({"min_speedup": 4.5}, "Without 4 of 6 layers, as many as can be removed"),
+        ({"max_perplexity_increase": 1000}, None),
+    ],
+)
+def test_targets_of_models_that_need_some_of_their_layers(
+    spec: JobSpec,
+    tmp_path: Path,
+    make_tiny: Any,
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    target: dict[str, Any],
+    message: str | None,
+) -> None:
+    monkeypatch.setattr(depth, "layers_share", lambda *_, **__: 0.9)
+    make_tiny("olmo_hybrid").save_pretrained(tmp_path / "hybrid")
+    tiny_tokenizer.save_pretrained(tmp_path / "hybrid")
+    spec = spec.model_copy(update={"model": ModelRef(id=str(tmp_path / "hybrid"))})
+    if target == {"max_bytes": None}:
+        four = plan(spec.model_copy(update={"layers_to_remove": 4})).expected
+        target = {"max_bytes": four.bytes_on_disk - 2000}
+    if message is None:
+        assert plan(aimed(spec, **target)).expected.layers == 4
+        return
+    with pytest.raises(TargetUnreachable, match=message) as caught:
+        plan(aimed(spec, **target))
+    assert caught.value.loc == ("target", next(iter(target)))
+
+
+def test_a_model_that_needs_all_of_its_layers_meets_no_target(spec: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth, "most_removable", lambda _: 0)
+    with pytest.raises(TargetUnreachable, match="No layer can be removed from this llama model of 6"):
+        plan(aimed(spec, max_perplexity_increase=0.1))
+
+
+def test_a_limit_that_is_named_can_be_given(spec: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth._Scale, "_perplexity", lambda _, layers: 1e9 if tuple(layers) else 1.0)
+    with pytest.raises(TargetUnreachable, match=r"of 6 layers\. Name the number of layers, since training"):
+        plan(aimed(spec, max_perplexity_increase=0.1))
 
 
 def test_a_run_records_what_it_chose(spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from elder_core import pipeline
+from elder_core import depth, pipeline
 from elder_core.disk import file_sha256
 from elder_core.errors import Cancelled
 from elder_core.inspection import Sources
@@ -122,6 +123,19 @@ def test_the_same_with_a_target_that_is_measured(spec: JobSpec, tmp_path: Path) 
 
     assert bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "whole")
     assert found(again) == found(report)
+
+
+def test_speed_is_measured_once(spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured anew it would be another, and ask for another number of layers than what is kept was found for."""
+    shares = itertools.chain([0.6], itertools.repeat(0.3))
+    monkeypatch.setattr(depth, "layers_share", lambda *_, **__: next(shares))
+    changes = {"layers_to_remove": None, "target": Target(min_speedup=1.25), "method": METHODS["uidl"]}
+    report, parts = interrupted(spec.model_copy(update=changes), tmp_path, 2)
+
+    assert len(parts) > 3
+    assert len(report.removed_layers) == 2
+    assert report.expected is not None
+    assert report.expected.decode_speedup == pytest.approx(1.25)
 
 
 def test_no_update_that_was_kept_is_made_again(spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

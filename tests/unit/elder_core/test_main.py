@@ -143,6 +143,13 @@ def test_evaluate_prints_json(tiny_checkpoint: Path, texts: dict[str, str]) -> N
     assert measured.decode_tokens_per_second is None
 
 
+@pytest.mark.parametrize(("option", "name"), [("--data", "source"), ("--model", "id")])
+def test_evaluate_names_an_option_that_does_not_do(tiny_checkpoint: Path, option: str, name: str) -> None:
+    result = invoke("evaluate", "--model", str(tiny_checkpoint), option, "")
+    assert result.exit_code == 2
+    assert f"{name}: String should have at least 1 character" in result.stderr
+
+
 def test_evaluate_prints_a_table(tiny_checkpoint: Path, texts: dict[str, str]) -> None:
     result = invoke("evaluate", "--model", str(tiny_checkpoint), "--data", texts["--evaluation"], "--no-speed")
     assert "bits per byte" in result.stdout

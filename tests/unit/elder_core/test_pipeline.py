@@ -253,6 +253,21 @@ def test_where_shared_documents_are_allowed_the_report_is_marked(spec: JobSpec, 
     assert "text that it never saw" not in page
 
 
+def test_where_the_same_text_cut_otherwise_is_allowed_the_report_is_marked(spec: JobSpec, tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(400)]
+    whole, parts = tmp_path / "whole.txt", tmp_path / "parts.jsonl"
+    whole.write_text(" ".join(words))
+    parts.write_text("".join(json.dumps({"text": " ".join(words[at : at + 100])}) + "\n" for at in range(0, 400, 100)))
+    calibration = spec.calibration.model_copy(update={"source": str(whole)})
+    evaluation = spec.evaluation.model_copy(update={"source": str(parts), "allow_overlap": True})
+    report = run(spec.model_copy(update={"calibration": calibration, "evaluation": evaluation}), tmp_path / "out")
+    assert (report.evaluation.overlapping_documents, report.evaluation.copied_share) == (0, 1.0)
+    page = (tmp_path / "out/report/report.html").read_text()
+    assert "Not measured on unseen text" in page
+    assert "100.0% of the evaluation text's words" in page.replace("&#39;", "'")
+    assert "text that it never saw" not in page
+
+
 @pytest.mark.parametrize(
     ("budget", "message"),
     [

@@ -90,8 +90,9 @@ def test_tells_the_share_done_and_can_be_stopped(tiny_llama: PreTrainedModel) ->
         quality(tiny_llama, windows(), 1.0, tick=stop)
 
 
-def test_a_model_that_predicts_nan_is_refused() -> None:
-    model: Any = Constant([math.nan, 0.0])
+@pytest.mark.parametrize(("logits", "mean"), [([math.nan, 0.0], "nan"), ([0.0, 800.0], "is 800;")])
+def test_a_model_whose_perplexity_is_no_number_is_refused(logits: list[float], mean: str) -> None:
+    model: Any = Constant(logits)
 
-    with pytest.raises(NonFiniteLoss, match="nan"):
+    with pytest.raises(NonFiniteLoss, match=mean):
         quality(model, torch.zeros(1, 4, dtype=torch.long), 1.0)

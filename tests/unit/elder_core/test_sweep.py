@@ -19,7 +19,7 @@ from elder_core.evaluation import evaluate as evaluation_module
 from elder_core.inspection import Sources
 from elder_core.methods.base import Chooser, Context, Method
 from elder_core.methods.shortgpt import ShortGpt
-from elder_core.parameters import ShortGptParameters
+from elder_core.parameters import ElderParameters, ShortGptParameters
 from elder_core.pipeline import Sweep
 from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Progress, Report, Stage
 from tests.unit.elder_core.test_pipeline import write_text
@@ -140,7 +140,26 @@ def test_depths_that_make_no_sweep_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_depth_that_is_there_already_is_refused_before_any_work(spec: JobSpec, tmp_path: Path) -> None:
+def test_a_sweep_that_ended_early_goes_on_as_it_would_have(spec: JobSpec, tmp_path: Path) -> None:
+    """What is learnt for all depths depends on which they are, those that are done among them."""
+    method = ElderParameters(updates=1, gate_steps=60, gate_patience=2)
+    spec = spec.model_copy(update={"method": method})
+    whole = sweep(spec, tmp_path / "whole", counts=(1, 2, 3))
+    reports: list[Report] = []
+    with pytest.raises(Cancelled):
+        sweep(spec, tmp_path / "out", counts=(1, 2, 3), finished=reports.append, cancelled=lambda: bool(reports))
+    first = (tmp_path / "out/removed-1/model.safetensors").stat().st_mtime_ns
+    found = sweep(spec, tmp_path / "out", counts=(1, 2, 3), finished=reports.append)
+    assert [len(report.removed_layers) for report in reports] == [1, 2, 3]
+    assert (tmp_path / "out/removed-1/model.safetensors").stat().st_mtime_ns == first
+    assert [depth.removed_layers for depth in found.depths] == [depth.removed_layers for depth in whole.depths]
+    for depth in found.depths:
+        weights = [load_file(tmp_path / out / depth.folder / "model.safetensors") for out in ("whole", "out")]
+        assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    assert sweep(spec, tmp_path / "out", counts=(2,)) == found
+
+
+def test_something_else_where_a_depth_would_go_is_refused_before_any_work(spec: JobSpec, tmp_path: Path) -> None:
     (tmp_path / "out/removed-2").mkdir(parents=True)
     (tmp_path / "out/removed-2/precious").touch()
     seen: list[Progress] = []
