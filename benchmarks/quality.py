@@ -128,6 +128,7 @@ def _recipes() -> tuple[Recipe, ...]:
         "shortgpt": ShortGptParameters(scoring_samples=SCORED),
         "uidl": UidlParameters(scoring_samples=SCORED),
         "sleb": SlebParameters(),
+        "sleb (8 sequences)": SlebParameters(scoring_samples=8),  # a third of its default
         "shortened-llama by perplexity": ShortenedLlamaParameters(),
         "shortened-llama by taylor": ShortenedLlamaParameters(criterion=Criterion.TAYLOR),
         "evopress": EvoPressParameters(),
@@ -150,6 +151,7 @@ def _recipes() -> tuple[Recipe, ...]:
         Recipe(f"{name} + distil", choosers[name], trained=True, then=distil)
         for name in (
             "sleb",
+            "sleb (8 sequences)",
             "shortgpt",
             "uidl",
             "shortened-llama by perplexity",
