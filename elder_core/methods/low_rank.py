@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
+
+_Make = Callable[[], Tensor]
+_Sums = dict[int, tuple[ReferenceType[Tensor], _Make]]
+"""Address in memory → the sum W + B·A that was made there, and what makes it again."""
 
 
 class LowRank(nn.Module):
     """W → W + B·A, with B `[rows, rank]` from 0 on and A `[rank, columns]` drawn; W alone while it is not `on`."""
 
-    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator, sums: _Sums) -> None:
         super().__init__()
         rows, columns = weight.shape
         drawn = torch.randn(rank, columns, generator=generator) / columns**0.5
         self.a = nn.Parameter(drawn.to(weight.device))
         self.b = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
         self.on = True
+        self._sums = sums
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.b @ self.a).to(weight.dtype) if self.on else weight
+        if not self.on:
+            return weight
+        found = self._sum(weight)
+        self._sums[_address(found)] = ref(found), partial(self._sum, weight)
+        return found
+
+    def _sum(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):  # the same in the backward pass, where there is none
+            return weight + (self.b @ self.a).to(weight.dtype)
 
 
 @contextmanager
@@ -33,19 +49,38 @@ def low_rank(model: PreTrainedModel, layers: Sequence[nn.Module], rank: int, *, 
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     modules = [module for layer in layers for module in layer.modules() if _matrix(module) is not None]
-    additions = []
+    additions: list[LowRank] = []
+    sums: _Sums = {}
     for module in modules:
         weight = _matrix(module)
         assert weight is not None
-        additions.append(LowRank(weight, rank, generator))
+        additions.append(LowRank(weight, rank, generator, sums))
         parametrize.register_parametrization(module, "weight", additions[-1])
     try:
-        yield additions
+        with _made_again(sums):
+            yield additions
     finally:
         for module in modules:
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+def _made_again(sums: _Sums) -> saved_tensors_hooks:
+    """Keep no sum from the forward for the backward pass: together they are as large as the layers."""
+
+    def pack(tensor: Tensor) -> Tensor | _Make:
+        made, make = sums.get(_address(tensor), (None, None))
+        if make is None or made is None or made() is None:  # nothing was there, or it is gone and this another tensor
+            return tensor
+        shape = tensor.size(), tensor.stride(), tensor.storage_offset()
+        return lambda: make().detach().as_strided(*shape)
+
+    return saved_tensors_hooks(pack, lambda kept: kept if isinstance(kept, Tensor) else kept())
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import count
 
@@ -19,7 +20,7 @@ from elder_core.gates import observed
 from elder_core.methods import base, losses, training
 from elder_core.methods.base import Context
 from elder_core.methods.losses import Teacher, frozen_copy, leaving, logits_of
-from elder_core.methods.low_rank import low_rank, switched_off
+from elder_core.methods.low_rank import LowRank, low_rank, switched_off
 from elder_core.methods.mathematics import cosine_distance
 from elder_core.methods.training import Fading, train
 from elder_core.monitor import Monitor
@@ -267,6 +268,37 @@ def test_the_teacher_of_lora_is_the_model_without_it(context: Context) -> None:
     with observed(decoder_layers(model), leaving, [5]) as seen:
         logits_of(model, ids)
     assert not torch.allclose(seen[5], states[5])  # the additions are merged by now
+
+
+@pytest.mark.parametrize(("model_type", "first"), [("llama", 3), ("gpt2", 1)])
+def test_lora_keeps_no_second_copy_of_the_layers(
+    make_tiny: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch, model_type: str, first: int
+) -> None:
+    """What the backward pass needs is made again there, and gradients are the same.
+
+    The `first` matrices are not needed: what they read, the embeddings, gets no gradient.
+    """
+    model = make_tiny(model_type).eval()
+    ids = torch.randint(1, 257, (2, 8), generator=torch.Generator().manual_seed(0))
+    made: list[LowRank] = []
+    make = LowRank._sum
+    monkeypatch.setattr(LowRank, "_sum", lambda self, weight: (made.append(self), make(self, weight))[1])
+    gradients = []
+    for again in (True, False):
+        if not again:
+            monkeypatch.setattr("elder_core.methods.low_rank._made_again", lambda _: nullcontext())
+        with low_rank(model, list(decoder_layers(model)), 2, seed=0) as additions:
+            for addition in additions:
+                torch.nn.init.normal_(addition.b, generator=torch.Generator().manual_seed(1))
+            loss = logits_of(model, ids).float().square().mean()
+            made.clear()
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert len(made) == (len(additions) - first if again else 0)
+            gradients.append([parameter.grad for addition in additions for parameter in addition.parameters()])
+            for addition in additions:
+                torch.nn.init.zeros_(addition.b)  # merged as nothing
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("loss", list(Loss))
