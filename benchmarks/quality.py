@@ -76,6 +76,9 @@ WINDOWS = 192
 SCORED = 128  # sequences, for methods that score layers once: with 32 the sets changed with the seed (docs/log.md)
 PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 
+# Methods that choose, or make up for layers, otherwise since then.
+CHANGED = {name: datetime(2026, 11, 29, 11, 24, tzinfo=UTC) for name in ("evopress", "prune_comp")}
+
 Shape = Sequence[int]
 Chosen = dict[str, "tuple[Method, Selection, Work, int]"]
 """By its settings, the method that chose, what it chose, what that took, and the tokens that it read."""
@@ -310,6 +313,9 @@ def main() -> int:
     options = _options()
     device = devices.choose(options.device)
     source = checkpoints.resolve(ModelRef(id=options.model), Sources(allow_paths=True))
+    layers = source.info.layers
+    if wrong := [ratio for ratio in options.ratios if not 0 < round(ratio * layers) < layers]:
+        sys.exit(f"--ratios {wrong} would remove none of {layers} layers, or all; give shares in between.")
     bench = _bench(source, device, options)
     output = options.output or RESULTS / f"quality-{Path(options.model.rpartition(':')[2]).name}.json"
     result = _result(bench, source, options)
@@ -319,9 +325,6 @@ def main() -> int:
     wanted = [recipe for recipe in recipes if not options.rows or recipe.name in {*options.rows, "elder"}]
     if output.exists():
         result.rows = _kept(Result.model_validate_json(output.read_bytes()), result, recipes)
-    layers = len(decoder_layers(bench.dense))
-    if wrong := [ratio for ratio in options.ratios if not 0 < round(ratio * layers) < layers]:
-        sys.exit(f"--ratios {wrong} would remove none of {layers} layers, or all; give shares in between.")
     for seed in options.seeds:
         for ratio in options.ratios:
             for row in _rows(bench, wanted, ratio, seed, result.rows):
@@ -342,7 +345,12 @@ def _kept(old: Result, new: Result, recipes: Sequence[Recipe]) -> list[Row]:
 
 
 def _made_by(row: Row, recipe: Recipe) -> bool:
-    """Whether the row has the recipe's settings; those that came after it have their defaults, as all was before."""
+    """Whether the row has the recipe's settings; those that came after it have their defaults, as all was before.
+
+    What a method does with the same settings may have changed since.
+    """
+    if row.made_at < CHANGED.get(recipe.chooser.name, row.made_at):
+        return False
     return _same(row.parameters["chooser"], recipe.chooser) and _same(row.parameters["then"], recipe.then)
 
 

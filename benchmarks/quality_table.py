@@ -151,8 +151,8 @@ def _unequal(rows: Sequence[dict[str, Any]], own: dict[int, dict[str, Any]]) -> 
     def spent(row: dict[str, Any]) -> int:
         return int(row["selection_flops"] + row["training_flops"])
 
-    more = mean(spent(row) for row in rows) / mean(spent(own[row["seed"]]) for row in rows) - 1
-    return f" (operations {more:+.0%})" if rows[0]["updates"] and abs(more) > SAME else ""
+    more = max((spent(row) / spent(own[row["seed"]]) - 1 for row in rows if row["updates"]), key=abs, default=0.0)
+    return f" (operations {more:+.0%})" if abs(more) > SAME else ""
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:

@@ -392,7 +392,9 @@ class EvoPressParameters(BaselineParameters):
         le=10_000,
         description="Mutants that are measured again, on all scoring samples, like their parent.",
     )
-    scoring_samples: int | None = _scoring_samples(16, "for the mutants that survive")
+    scoring_samples: int | None = _scoring_samples(
+        16, "for the mutants that survive, with the whole model's logits kept in memory"
+    )
 
 
 class ReplaceMeParameters(BaselineParameters):

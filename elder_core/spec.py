@@ -271,8 +271,8 @@ class Evaluation(Strict):
     )
     copied_share: float = Field(
         default=0.0,
-        description="Share of the words measured on that stand in passages which calibration did see; above 0 the "
-        "figures are flattered.",
+        description="Share of the words measured on that stand in passages which calibration did see, if it is above "
+        "5 % and whole documents are not counted instead; above 0 the figures are flattered.",
     )
     sequences: int
     sequence_length: int

@@ -41,13 +41,15 @@ class SweepDepth(Strict):
 class Sweep(Strict):
     """Contents of `sweep.json`, version 1: the depths that are done, in the order of their layers.
 
-    `spec` is what they have in common, and names no depth.
+    `spec` is what they have in common, and names no depth; `identity` stands for all that decides what comes out (see
+    Job.identity), and is None in a file of before it was told.
     """
 
     schema_version: Literal[1] = 1
     created_at: datetime
     model: ModelSummary
     spec: JobSpec
+    identity: str | None = None
     method: str
     depths: tuple[SweepDepth, ...]
 
@@ -84,7 +86,8 @@ def sweep(
     with devices.out_of_memory_named():
         with shared.entered(Stage.RESOLVING):
             jobs = _jobs(specs, sources, device)
-            told = _earlier(out, spec, next(iter(jobs.values())).source.revision)
+            common = replace(next(iter(jobs.values())), spec=spec)
+            told = _earlier(out, common)
             earlier = () if told is None else told.depths
             done = {len(depth.removed_layers) for depth in earlier}
             counts = sorted({*jobs, *done})  # as a sweep that ended early was asked for
@@ -102,9 +105,10 @@ def sweep(
         known: DenseFigures | None = None
         for count, job in jobs.items():
             monitor = replace(shared, stage_seconds=dict(shared.stage_seconds), warnings=list(shared.warnings))
-            report, known = _one(job, texts, selections[count], _folder(out, count), monitor, known)
-            reports.append(report)
-            told = _tell(spec, earlier, reports, out)
+            with _appearing(_folder(out, count)) as partial:
+                report, known = _one(job, texts, selections[count], partial, monitor, known)
+                reports.append(report)
+                told = _tell(common, earlier, reports, out)  # before the folder is there: without it, it says nothing
             finished(report)
     assert told is not None
     return told
@@ -160,12 +164,11 @@ def _select(
 def _one(
     job: Job, texts: Texts, selection: Selection, folder: Path, monitor: Monitor, known: DenseFigures | None
 ) -> tuple[Report, DenseFigures]:
-    """One depth, from the dense weights to its folder."""
-    with _appearing(folder) as partial:
-        outcome = prune(job, texts, lambda *_: (selection, None), partial, monitor)
-        result = evaluate_saved(job, texts, selection, partial, monitor, known)
-        report = report_of(job, outcome, result, monitor)
-        write(report, partial)
+    """One depth, from the dense weights to what is in its folder."""
+    outcome = prune(job, texts, lambda *_: (selection, None), folder, monitor)
+    result = evaluate_saved(job, texts, selection, folder, monitor, known)
+    report = report_of(job, outcome, result, monitor)
+    write(report, folder)
     return report, result.dense
 
 
@@ -189,12 +192,14 @@ def _name(count: int) -> str:
     return f"removed-{count}"
 
 
-def _earlier(out: Path, spec: JobSpec, revision: str) -> Sweep | None:
-    """What earlier sweeps of `spec` into `out` left, with the depths whose folders are still there.
+def _earlier(out: Path, job: Job) -> Sweep | None:
+    """What earlier sweeps into `out` left of what `job` asks for, with the depths whose folders are still there.
 
     Raises:
-        OutputExists: the sweep there is of another revision of the model, or differs in its spec, or cannot be read.
+        OutputExists: the sweep there is of another revision of the model, or differs in its spec, or in what else
+            decides what comes out, or cannot be read.
     """
+    spec, revision = job.spec, job.source.revision
     file = out / SWEEP_FILE
     if not file.exists():
         return None
@@ -209,18 +214,24 @@ def _earlier(out: Path, spec: JobSpec, revision: str) -> Sweep | None:
     alike = told.spec.model_copy(update={"model": spec.model})  # the revision says what the model is
     if differing := [name for name in JobSpec.model_fields if getattr(alike, name) != getattr(spec, name)]:
         raise OutputExists(f"{file} is of a sweep with other values of {', '.join(differing)}; give another folder.")
+    if told.identity not in (None, job.identity()):
+        raise OutputExists(
+            f"{file} is of a sweep with other texts under the same names, another kind of device, or other versions of "
+            "elder, torch or transformers; give another folder."
+        )
     there = tuple(depth for depth in told.depths if (out / depth.folder).is_dir())
     return told.model_copy(update={"depths": there})
 
 
-def _tell(spec: JobSpec, earlier: Sequence[SweepDepth], reports: Sequence[Report], out: Path) -> Sweep:
+def _tell(job: Job, earlier: Sequence[SweepDepth], reports: Sequence[Report], out: Path) -> Sweep:
     """Write `sweep.json` for the depths that are done, those of earlier sweeps among them."""
     depths = {depth.folder: depth for depth in (*earlier, *map(_depth, reports))}
     told = Sweep(
         created_at=datetime.now(UTC),
         model=reports[0].model,
-        spec=spec,
-        method=spec.method.name,
+        spec=job.spec,
+        identity=job.identity(),
+        method=job.spec.method.name,
         depths=tuple(sorted(depths.values(), key=lambda depth: len(depth.removed_layers))),
     )
     unfinished = out / f".{SWEEP_FILE}"

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 _Make = Callable[[], Tensor]
 _Sums = dict[int, tuple[ReferenceType[Tensor], _Make]]
-"""Address in memory → the sum W + B·A that was made there, and what makes it again."""
+"""Address in memory → the sum W + B·A that is there, and what makes it again; without those that are gone."""
 
 
 class LowRank(nn.Module):
@@ -33,13 +33,17 @@ class LowRank(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if not self.on:
             return weight
-        found = self._sum(weight)
-        self._sums[_address(found)] = ref(found), partial(self._sum, weight)
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        found = self._sum(weight, dtype)
+        address = _address(found)
+        self._sums[address] = ref(found, lambda _: self._sums.pop(address, None)), partial(self._sum, weight, dtype)
         return found
 
-    def _sum(self, weight: Tensor) -> Tensor:
+    def _sum(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """In the number type that it is multiplied in: a copy in another would be kept for the backward pass."""
         with torch.autocast(weight.device.type, enabled=False):  # the same in the backward pass, where there is none
-            return weight + (self.b @ self.a).to(weight.dtype)
+            return (weight + (self.b @ self.a).to(weight.dtype)).to(dtype)
 
 
 @contextmanager
@@ -67,12 +71,15 @@ def low_rank(model: PreTrainedModel, layers: Sequence[nn.Module], rank: int, *, 
 
 
 def _made_again(sums: _Sums) -> saved_tensors_hooks:
-    """Keep no sum from the forward for the backward pass: together they are as large as the layers."""
+    """Keep no sum from the forward for the backward pass: together they are as large as the layers.
+
+    What else is kept is no longer checked for changes in place, which is how torch has it with such hooks.
+    """
 
     def pack(tensor: Tensor) -> Tensor | _Make:
-        made, make = sums.get(_address(tensor), (None, None))
-        if make is None or made is None or made() is None:  # nothing was there, or it is gone and this another tensor
-            return tensor
+        _, make = sums.get(_address(tensor), (None, None))
+        if make is None:
+            return tensor.detach()  # an operation's own result, kept as it is, would keep itself alive
         shape = tensor.size(), tensor.stride(), tensor.storage_offset()
         return lambda: make().detach().as_strided(*shape)
 

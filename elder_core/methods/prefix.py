@@ -96,7 +96,7 @@ class Reference:
         prefix, wanted = Prefix(self.model, self.ids, like), self.logits.to(self.ids.device)
         for layers in sets:
             distance = kl_divergence(prefix.logits(layers, self.positions), wanted)
-            yield distance.double().nan_to_num(math.inf).item()
+            yield distance.double().nan_to_num(math.inf, posinf=math.inf).item()
 
 
 def rises_without_each(

@@ -192,7 +192,23 @@ def test_the_remaining_depths_join_those_that_are_done(spec: JobSpec, tmp_path: 
     assert [depth.folder for depth in told.depths] == ["removed-2", "removed-3", "removed-4"]
 
 
-@pytest.mark.parametrize("other", ["model", "method", "unreadable"])
+def test_a_depth_that_is_told_of_and_was_never_there_is_made(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the process is killed just before a folder takes its place."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(spec, tmp_path / "out", counts=(1,))
+    assert [depth.folder for depth in sweep(spec, tmp_path / "out", counts=(1,)).depths] == ["removed-1"]
+    verify(tmp_path / "out/removed-1")
+
+
+@pytest.mark.parametrize("other", ["model", "method", "text", "unreadable"])
 def test_a_sweep_of_something_else_is_refused_before_any_work(
     spec: JobSpec, tmp_path: Path, tiny_checkpoint: Path, other: str
 ) -> None:
@@ -202,6 +218,8 @@ def test_a_sweep_of_something_else_is_refused_before_any_work(
         copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
         (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
         spec = spec.model_copy(update={"model": ModelRef(id=str(copy))})
+    elif other == "text":
+        write_text(Path(spec.calibration.source), 7)
     elif other == "method":
         spec = spec.model_copy(update={"method": ShortGptParameters(updates=3)})
     else:

@@ -270,9 +270,14 @@ def test_the_teacher_of_lora_is_the_model_without_it(context: Context) -> None:
     assert not torch.allclose(seen[5], states[5])  # the additions are merged by now
 
 
+@pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize(("model_type", "first"), [("llama", 3), ("gpt2", 1)])
 def test_lora_keeps_no_second_copy_of_the_layers(
-    make_tiny: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch, model_type: str, first: int
+    make_tiny: Callable[..., PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    first: int,
+    bfloat16: bool,
 ) -> None:
     """What the backward pass needs is made again there, and gradients are the same.
 
@@ -282,7 +287,7 @@ def test_lora_keeps_no_second_copy_of_the_layers(
     ids = torch.randint(1, 257, (2, 8), generator=torch.Generator().manual_seed(0))
     made: list[LowRank] = []
     make = LowRank._sum
-    monkeypatch.setattr(LowRank, "_sum", lambda self, weight: (made.append(self), make(self, weight))[1])
+    monkeypatch.setattr(LowRank, "_sum", lambda self, *given: (made.append(self), make(self, *given))[1])
     gradients = []
     for again in (True, False):
         if not again:
@@ -290,11 +295,13 @@ def test_lora_keeps_no_second_copy_of_the_layers(
         with low_rank(model, list(decoder_layers(model)), 2, seed=0) as additions:
             for addition in additions:
                 torch.nn.init.normal_(addition.b, generator=torch.Generator().manual_seed(1))
-            loss = logits_of(model, ids).float().square().mean()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss = model(input_ids=ids, use_cache=False).logits.float().square().mean()
             made.clear()
             loss.backward()  # type: ignore[no-untyped-call]
             assert len(made) == (len(additions) - first if again else 0)
             gradients.append([parameter.grad for addition in additions for parameter in addition.parameters()])
+            assert all(not addition._sums for addition in additions)  # all are gone by now
             for addition in additions:
                 torch.nn.init.zeros_(addition.b)  # merged as nothing
     for one, other in zip(*gradients, strict=True):
