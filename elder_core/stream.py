@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from elder_core.errors import UnsupportedArchitecture
+from elder_core.gates import hooked
 from elder_core.surgery import decoder_layers, row_of
 
 
@@ -83,17 +84,13 @@ def outputs_scaled(model: PreTrainedModel, factors: Sequence[float]) -> Iterator
     Raises:
         UnsupportedArchitecture: see require_plain_stream.
     """
-    handles = [
-        module.register_forward_hook(partial(_times, factor))
-        for layer, factor in enumerate(factors)
-        for module in (writers(model, layer) if factor != 1 else ())
+    scaled = [
+        (module, factor) for layer, factor in enumerate(factors) if factor != 1 for module in writers(model, layer)
     ]
-    try:
+    hooks = {place: partial(_times, factor) for place, (_, factor) in enumerate(scaled)}
+    with hooked([module for module, _ in scaled], hooks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _times(factor: float, _: nn.Module, __: object, output: Tensor) -> Tensor:
-    return output * factor
+def _times(factor: float, _: Tensor, y: Tensor) -> Tensor:
+    return y * factor

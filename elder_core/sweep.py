@@ -87,7 +87,8 @@ def sweep(
         with shared.entered(Stage.RESOLVING):
             jobs = _jobs(specs, sources, device)
             common = replace(next(iter(jobs.values())), spec=spec)
-            told = _earlier(out, common)
+            identity = common.identity()
+            told = _earlier(out, common, identity)
             earlier = () if told is None else told.depths
             done = {len(depth.removed_layers) for depth in earlier}
             counts = sorted({*jobs, *done})  # as a sweep that ended early was asked for
@@ -108,7 +109,9 @@ def sweep(
             with _appearing(_folder(out, count)) as partial:
                 report, known = _one(job, texts, selections[count], partial, monitor, known)
                 reports.append(report)
-                told = _tell(common, earlier, reports, out)  # before the folder is there: without it, it says nothing
+                told = _tell(
+                    common, identity, earlier, reports, out
+                )  # before the folder is there: without it, it says nothing
             finished(report)
     assert told is not None
     return told
@@ -192,7 +195,7 @@ def _name(count: int) -> str:
     return f"removed-{count}"
 
 
-def _earlier(out: Path, job: Job) -> Sweep | None:
+def _earlier(out: Path, job: Job, identity: str) -> Sweep | None:
     """What earlier sweeps into `out` left of what `job` asks for, with the depths whose folders are still there.
 
     Raises:
@@ -214,7 +217,7 @@ def _earlier(out: Path, job: Job) -> Sweep | None:
     alike = told.spec.model_copy(update={"model": spec.model})  # the revision says what the model is
     if differing := [name for name in JobSpec.model_fields if getattr(alike, name) != getattr(spec, name)]:
         raise OutputExists(f"{file} is of a sweep with other values of {', '.join(differing)}; give another folder.")
-    if told.identity not in (None, job.identity()):
+    if told.identity not in (None, identity):
         raise OutputExists(
             f"{file} is of a sweep with other texts under the same names, another kind of device, or other versions of "
             "elder, torch or transformers; give another folder."
@@ -223,14 +226,14 @@ def _earlier(out: Path, job: Job) -> Sweep | None:
     return told.model_copy(update={"depths": there})
 
 
-def _tell(job: Job, earlier: Sequence[SweepDepth], reports: Sequence[Report], out: Path) -> Sweep:
+def _tell(job: Job, identity: str, earlier: Sequence[SweepDepth], reports: Sequence[Report], out: Path) -> Sweep:
     """Write `sweep.json` for the depths that are done, those of earlier sweeps among them."""
     depths = {depth.folder: depth for depth in (*earlier, *map(_depth, reports))}
     told = Sweep(
         created_at=datetime.now(UTC),
         model=reports[0].model,
         spec=job.spec,
-        identity=job.identity(),
+        identity=identity,
         method=job.spec.method.name,
         depths=tuple(sorted(depths.values(), key=lambda depth: len(depth.removed_layers))),
     )
