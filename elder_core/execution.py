@@ -117,7 +117,8 @@ def evaluate_saved(
     text = texts.evaluation
     with monitor.entered(Stage.EVALUATING):
         return evaluate(
-            lambda: (checkpoints.load(job.source, job.device).model, checkpoints.load(saved, job.device).model),
+            lambda: checkpoints.load(job.source, job.device).model,
+            lambda: checkpoints.load(saved, job.device).model,
             texts.tokenizer,
             spec=job.spec.evaluation,
             windows=text.windows,

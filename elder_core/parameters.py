@@ -92,8 +92,9 @@ class TrainingParameters(Strict):
         default=0.0,
         ge=0,
         le=1000,
-        description="Weight of 1 − cos(hidden state, the unpruned model's), the mean over what enters each layer that "
-        "stays and what leaves the last, added to the loss.",
+        description="Weight of 1 − cos(hidden state, the unpruned model's), each scaled to length 1 and less its mean "
+        "over the sequence; the mean over what enters each layer that stays and what leaves the last, added to the "
+        "loss.",
     )
     weights: Weights = Field(default=Weights.FULL, description="Which weights training changes.")
     lora_rank: int = Field(default=16, ge=1, le=4096, description="Rank of the addition, where weights is lora.")
@@ -227,7 +228,7 @@ class ElderParameters(TrainingParameters):
     )
 
     matching: float = Field(
-        default=12.0, ge=0, le=1000, description=TrainingParameters.model_fields["matching"].description
+        default=24.0, ge=0, le=1000, description=TrainingParameters.model_fields["matching"].description
     )
 
     @model_validator(mode="after")

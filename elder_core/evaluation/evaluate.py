@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from elder_core.devices import out_of_memory_named
 from elder_core.errors import MeasurementFailed, OutOfMemory
-from elder_core.evaluation.generation import generations, prompts_from
+from elder_core.evaluation.generation import continuations, prompts_from
 from elder_core.evaluation.memory import peak_memory
 from elder_core.evaluation.quality import Quality, quality
-from elder_core.evaluation.speed import Speed, Workload, compare_speed
+from elder_core.evaluation.speed import Speed, SpeedComparison, Workload, compare_speed, time_alone
 from elder_core.monitor import Monitor
 from elder_core.spec import Evaluation, EvaluationSpec, Generation, Measurement
 from elder_core.surgery import decoder_layers
@@ -23,6 +24,8 @@ from elder_core.weight_files import checkpoint_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Load = Callable[[], "PreTrainedModel"]
+
 
 @dataclass(frozen=True)
 class DenseFigures:
@@ -30,6 +33,15 @@ class DenseFigures:
 
     quality: Quality
     peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What of one model does not depend on the moment."""
+
+    measurement: Measurement
+    quality: Quality
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,8 @@ class _Meter:
 
 
 def evaluate(
-    load_pair: Callable[[], tuple[PreTrainedModel, PreTrainedModel]],
+    load_dense: Load,
+    load_pruned: Load,
     tokenizer: PreTrainedTokenizerBase,
     *,
     spec: EvaluationSpec,
@@ -74,17 +87,20 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure the dense and the pruned model as `spec` says.
 
-    `load_pair` gives both, in eval mode, on one device and in one number type. `windows` `[n, seq]` are tokens of
-    text that calibration never saw, all of which are used; `bytes_per_token` is that text's UTF-8 bytes over its
-    tokens. `removed` are the removed layers by their place in the dense model, `work` is what speed and memory are
-    measured at. The folders are the models' saved forms: their size is taken, and their memory measured in fresh
-    processes before either is loaded here, so that the device need hold only one. Memory that cannot be measured is
-    left out with a warning: it is no reason to lose the training that came before. `known` is what an earlier call
-    found of the same dense model on the same text; it is not measured again. Speeds always are, in turns. In a run that
-    goes on from its journal the same holds for perplexity.
+    Both are loaded in eval mode, on one device and in one number type. `windows` `[n, seq]` are tokens of text that
+    calibration never saw, all of which are used; `bytes_per_token` is that text's UTF-8 bytes over its tokens.
+    `removed` are the removed layers by their place in the dense model, `work` is what speed and memory are measured at.
+    The folders are the models' saved forms: their size is taken, and their memory measured in fresh processes before
+    either is loaded here. Memory that cannot be measured is left out with a warning: it is no reason to lose the
+    training that came before. `known` is what an earlier call found of the same dense model on the same text; it is not
+    measured again. Speeds always are. In a run that goes on from its journal the same holds for perplexity.
+
+    The models are loaded one after the other, and once more to be timed: together and in turns where the device has
+    room for both, else each alone, with a warning.
 
     Raises:
         NonFiniteLoss: the predictions of a model are not numbers.
+        OutOfMemory: the device has no room for one of them.
         Cancelled: the caller ended the run.
     """
     total = (30 if known else 70) + (40 if known else 50) * spec.speed + 10 * spec.generation
@@ -92,30 +108,38 @@ def evaluate(
     measure = partial(_memory, work=work, meter=meter, monitor=monitor)
     dense_peak = known.peak_memory_bytes if known else measure(dense_path) if spec.speed else None
     pruned_peak = measure(pruned_path) if spec.speed else None
-    dense, pruned = load_pair()
-    found = _quality(dense, pruned, windows, bytes_per_token, meter, known, monitor)
-    before = _measurement(dense, dense_path, found[0])
-    after = _measurement(pruned, pruned_path, found[1])
-    ideal = None
+    prompts = (spec.prompts or prompts_from(windows, tokenizer)) if spec.generation else ()
+
+    def look(load: Load, path: Path, when: str, units: int, found: Quality | None = None) -> _Looked:
+        model, tick = load(), meter.part(units)
+        found = found or quality(model, windows, bytes_per_token, tick=tick, page=monitor.page(when))
+        meter.metrics[f"perplexity_{when}"] = found.perplexity
+        tick(1.0)
+        texts = continuations(model, tokenizer, prompts, tick=meter.part(5 * spec.generation))
+        return _Looked(_measurement(model, path, found), found, texts)
+
+    dense = look(load_dense, dense_path, "before", 0 if known else 40, known.quality if known else None)
+    pruned = look(load_pruned, pruned_path, "after", 30)
+    before, after, ideal = dense.measurement, pruned.measurement, None
     if spec.speed:
-        speed = compare_speed(dense, pruned, removed, work, tick=meter.part(30))
+        speed = _speeds(load_dense, load_pruned, removed, work, meter.part(30), monitor)
         before, after = _with_costs(before, speed.before, dense_peak), _with_costs(after, speed.after, pruned_peak)
         ideal = speed.ideal
-    texts: tuple[Generation, ...] = ()
-    if spec.generation:
-        prompts = spec.prompts or prompts_from(windows, tokenizer)
-        texts = generations(dense, pruned, tokenizer, prompts, tick=meter.part(10))
     evaluation = Evaluation(
         source=spec.source,
         sequences=windows.shape[0],
         sequence_length=windows.shape[1],
-        tokens=found[0].tokens,
+        tokens=dense.quality.tokens,
         before=before,
         after=after,
         ratios=ratios(before, after),
         ideal=ideal,
     )
-    return EvaluationResult(evaluation, texts, DenseFigures(found[0], dense_peak))
+    generations = tuple(
+        Generation(prompt=prompt, before=old, after=new)
+        for prompt, old, new in zip(prompts, dense.texts, pruned.texts, strict=True)
+    )
+    return EvaluationResult(evaluation, generations, DenseFigures(dense.quality, dense_peak))
 
 
 def ratios(before: Measurement, after: Measurement) -> dict[str, float]:
@@ -124,27 +148,26 @@ def ratios(before: Measurement, after: Measurement) -> dict[str, float]:
     return {name: new[name] / old[name] for name in old if name in new and old[name]}
 
 
-def _quality(
-    dense: PreTrainedModel,
-    pruned: PreTrainedModel,
-    windows: torch.Tensor,
-    bytes_per_token: float,
-    meter: _Meter,
-    known: DenseFigures | None,
+def _speeds(
+    load_dense: Load,
+    load_pruned: Load,
+    removed: Sequence[int],
+    work: Workload,
+    tick: Callable[[float], None],
     monitor: Monitor,
-) -> tuple[Quality, Quality]:
-    """Of both models; the progress tells each as soon as it is known."""
-
-    def of(model: PreTrainedModel, name: str, tick: Callable[[float], None]) -> Quality:
-        return quality(model, windows, bytes_per_token, tick=tick, page=monitor.page(name))
-
-    before = known.quality if known else of(dense, "dense", meter.part(40))
-    meter.metrics["perplexity_before"] = before.perplexity
-    tick = meter.part(30)
-    after = of(pruned, "pruned", tick)
-    meter.metrics["perplexity_after"] = after.perplexity
-    tick(1.0)
-    return before, after
+) -> SpeedComparison:
+    """Of both models in turns, or of one after the other where they do not fit the device together."""
+    try:
+        with out_of_memory_named():
+            return compare_speed(load_dense(), load_pruned(), removed, work, tick=tick)
+    except OutOfMemory:
+        monitor.warn(
+            "The dense and the pruned model do not fit the device together: their speeds were measured one after the "
+            "other instead of in turns, and compare less well."
+        )
+    before, ideal = time_alone(load_dense(), removed, work, tick=lambda share: tick(share / 2))
+    after, _ = time_alone(load_pruned(), (), work, tick=lambda share: tick((1 + share) / 2))
+    return SpeedComparison(before, after, ideal)
 
 
 def _measurement(model: PreTrainedModel, path: Path, found: Quality) -> Measurement:

@@ -1,4 +1,4 @@
-"""The same prompts continued by both models, for people to read side by side."""
+"""Prompts continued by a model, for people to read beside those of another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from elder_core.errors import PromptEmpty
 from elder_core.evaluation import decoding
-from elder_core.spec import Generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,21 +32,19 @@ def check_prompts(prompts: Sequence[str] | None, tokenizer: PreTrainedTokenizerB
             )
 
 
-def generations(
-    dense: PreTrainedModel,
-    pruned: PreTrainedModel,
+def continuations(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: tuple[str, ...],
+    prompts: Sequence[str],
     *,
     tick: Callable[[float], None] = lambda _: None,
-) -> tuple[Generation, ...]:
-    """Continue each prompt with both models. `tick` gets the share that is done and may raise to stop."""
-    results = []
+) -> tuple[str, ...]:
+    """What `model` writes after each of `prompts`. `tick` gets the share that is done and may raise to stop."""
+    texts = []
     for index, prompt in enumerate(prompts, start=1):
-        before, after = (continue_text(model, tokenizer, prompt) for model in (dense, pruned))
-        results.append(Generation(prompt=prompt, before=before, after=after))
+        texts.append(continue_text(model, tokenizer, prompt))
         tick(index / len(prompts))
-    return tuple(results)
+    return tuple(texts)
 
 
 def prompts_from(windows: torch.Tensor, tokenizer: PreTrainedTokenizerBase, count: int = PROMPTS) -> tuple[str, ...]:

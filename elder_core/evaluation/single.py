@@ -12,7 +12,7 @@ import torch
 from elder_core.evaluation import decoding
 from elder_core.evaluation.memory import peak_memory
 from elder_core.evaluation.quality import quality
-from elder_core.evaluation.speed import compare_speed, workload
+from elder_core.evaluation.speed import time_alone, workload
 from elder_core.spec import Measurement, Progress, Stage
 from elder_core.surgery import decoder_layers
 from elder_core.weight_files import checkpoint_bytes
@@ -59,6 +59,6 @@ def evaluate_one(
     if not speed:
         return measurement
     work = workload(windows, limit=decoding.max_positions(model), device=model.device)
-    timed = compare_speed(model, model, (), work, tick=part(STEPS)).before
+    timed, _ = time_alone(model, (), work, tick=part(STEPS))
     used = peak_memory(path, model.device, work.prompt[0].tolist(), check_cancelled=check_cancelled)
     return measurement.model_copy(update={**asdict(timed), "peak_memory_bytes": used})

@@ -49,7 +49,7 @@ class Workload:
 
 @dataclass
 class _Times:
-    """Seconds of every step of one contender, gathered over the rounds."""
+    """Seconds of every step of one contender, or a share of them, gathered over the rounds."""
 
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
@@ -61,6 +61,13 @@ class _Times:
     def speed(self, prompt_tokens: int) -> Speed:
         prefill, decode = median(self.prefill), median(self.decode)
         return Speed(prompt_tokens / prefill, prefill, 1 / decode, decode)
+
+    def ideal(self) -> Ideal:
+        """Of shares instead of seconds."""
+        return Ideal(
+            prefill_speedup=1 / (1 - median(self.prefill)),
+            decode_speedup=1 / (1 - median(self.decode)),
+        )
 
 
 def workload(windows: torch.Tensor, *, limit: int | None, device: torch.device, new_tokens: int = 16) -> Workload:
@@ -100,17 +107,33 @@ def compare_speed(
         lambda: after.add(list(_step_seconds(pruned, work))),
     ]
     _warm_up((dense, pruned), work)
-    for index, share_done in _rounds(budget_seconds):
-        for offset in range(len(turns)):
-            turns[(index + offset) % len(turns)]()
-            tick(share_done)
-    tick(1.0)
-    ideal = Ideal(
-        prefill_speedup=1 / (1 - median(shares.prefill)),
-        decode_speedup=1 / (1 - median(shares.decode)),
-    )
+    _take(turns, budget_seconds, tick)
     prompt_tokens = work.prompt.shape[1]
-    return SpeedComparison(before.speed(prompt_tokens), after.speed(prompt_tokens), ideal)
+    return SpeedComparison(before.speed(prompt_tokens), after.speed(prompt_tokens), shares.ideal())
+
+
+def time_alone(
+    model: PreTrainedModel,
+    removed: Sequence[int],
+    work: Workload,
+    *,
+    budget_seconds: float = 20.0,
+    tick: Callable[[float], None] = lambda _: None,
+) -> tuple[Speed, Ideal]:
+    """Time one `model`, and what would be ideal without its layers `removed`; otherwise as `compare_speed`.
+
+    What is compared with it later meets another moment of the machine: `compare_speed` is to be preferred where both
+    models fit.
+    """
+    clock = LayerClock([decoder_layers(model)[index] for index in removed], model.device)
+    times, shares = _Times(), _Times()
+    turns: list[Callable[[], None]] = [
+        lambda: times.add(list(_step_seconds(model, work))),
+        lambda: shares.add(_clocked_shares(model, work, clock)),
+    ]
+    _warm_up((model,), work)
+    _take(turns, budget_seconds, tick)
+    return times.speed(work.prompt.shape[1]), shares.ideal()
 
 
 def layers_share(
@@ -140,6 +163,15 @@ def _warm_up(models: Sequence[PreTrainedModel], work: Workload) -> None:
     for model in models:
         for _ in _step_seconds(model, work):
             pass
+
+
+def _take(turns: Sequence[Callable[[], None]], budget_seconds: float, tick: Callable[[float], None]) -> None:
+    """Let the contenders take turns, in an order that rotates, until the budget is spent."""
+    for index, share_done in _rounds(budget_seconds):
+        for offset in range(len(turns)):
+            turns[(index + offset) % len(turns)]()
+            tick(share_done)
+    tick(1.0)
 
 
 def _rounds(budget_seconds: float) -> Iterator[tuple[int, float]]:

@@ -35,9 +35,16 @@ def next_token_cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
-    """1 − cos of the angle between `x` and `y` `[..., hidden]`, in float32, mean over all but the last dimension."""
-    return 1 - functional.cosine_similarity(x.float(), y.float(), dim=-1).mean()
+def centred_cosine_distance(x: Tensor, y: Tensor) -> Tensor:
+    """1 − cos of the angle between `x` and `y`, each scaled to length 1 and less its mean over the sequence.
+
+    Both are `[batch, seq, hidden]`; in float32, mean over tokens. Hidden states have a large part in common, which
+    hides how those of different tokens differ. Scaling comes first, so that one token a hundred times as long as the
+    others, as the first often is, does not make the mean.
+    """
+    x, y = (functional.normalize(state.float(), dim=-1) for state in (x, y))
+    x, y = (state - state.mean(dim=-2, keepdim=True) for state in (x, y))
+    return 1 - functional.cosine_similarity(x, y, dim=-1).mean()
 
 
 def kl_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from elder_core.methods.base import Context
 from elder_core.methods.kept import numbered, optimizer_tensors, overwrite, restore_optimizer
 from elder_core.methods.losses import Teacher, frozen_copy, leaving, loss_of
 from elder_core.methods.low_rank import low_rank, switched_off
-from elder_core.methods.mathematics import annealed_gate, cosine_distance, delta_norm, learning_rate_at
+from elder_core.methods.mathematics import annealed_gate, centred_cosine_distance, delta_norm, learning_rate_at
 from elder_core.parameters import Gate, Norm, TrainingParameters, Weights
 from elder_core.spec import TrainingPoint
 from elder_core.surgery import bypassed, decoder_layers, parameters_only_in
@@ -237,7 +237,7 @@ class _Run:
         ):
             found = loss_of(self._model, ids, loss, logits)
         for place in places:
-            found = found + matching / len(places) * cosine_distance(seen[place], states[place])
+            found = found + matching / len(places) * centred_cosine_distance(seen[place], states[place])
         return found, norms
 
     @contextmanager

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
 REMOVED = (1, 4)
 
 
+class Device:
+    """Has room for `fitting` models at a time."""
+
+    def __init__(self, fitting: int) -> None:
+        self._fitting = fitting
+        self._there: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+
+    def load(self, model: PreTrainedModel) -> PreTrainedModel:
+        if len(self._there) == self._fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        copy = deepcopy(model)
+        self._there.add(copy)
+        return copy
+
+
 @pytest.fixture
 def measured(
     tiny_llama: PreTrainedModel,
@@ -40,11 +56,13 @@ def measured(
     pruned.save_pretrained(tmp_path)
     windows = torch.randint(1, 257, (4, 24), generator=torch.Generator().manual_seed(1))
 
-    def run(spec: EvaluationSpec, monitor: Monitor | None = None) -> EvaluationResult:
+    def run(spec: EvaluationSpec, monitor: Monitor | None = None, *, fitting: int = 2) -> EvaluationResult:
         monitor = monitor or Monitor()
         monitor.stage = Stage.EVALUATING
+        device = Device(fitting)
         return evaluate(
-            lambda: (tiny_llama, pruned),
+            lambda: device.load(tiny_llama),
+            lambda: device.load(pruned),
             tiny_tokenizer,
             spec=spec,
             windows=windows,
@@ -87,10 +105,11 @@ def test_prompts_of_the_spec_are_used(measured: Any) -> None:
     assert [one.prompt for one in found.generations] == ["hello"]
 
 
+@pytest.mark.parametrize("fitting", [1, 2])
 @pytest.mark.parametrize("spec", [EvaluationSpec(), EvaluationSpec(speed=False, generation=False)])
-def test_progress_grows_to_its_total(measured: Any, spec: EvaluationSpec) -> None:
+def test_progress_grows_to_its_total(measured: Any, spec: EvaluationSpec, fitting: int) -> None:
     seen: list[Progress] = []
-    measured(spec, Monitor(seen.append))
+    measured(spec, Monitor(seen.append), fitting=fitting)
 
     steps = [one.step for one in seen]
     assert steps == sorted(steps)
@@ -113,6 +132,33 @@ def test_memory_that_cannot_be_measured_is_left_out(
     assert found.evaluation.before.peak_memory_bytes is None
     assert found.evaluation.before.decode_tokens_per_second is not None
     assert monitor.warnings == [f"Peak memory is not known: {error.message}"]
+
+
+def test_models_that_do_not_fit_together_are_timed_one_after_the_other(measured: Any) -> None:
+    together, apart = Monitor(), Monitor()
+    expected, found = measured(EvaluationSpec(), together), measured(EvaluationSpec(), apart, fitting=1)
+
+    assert together.warnings == []
+    assert len(apart.warnings) == 1
+    assert "do not fit the device together" in apart.warnings[0]
+    assert set(found.evaluation.ratios) == set(Measurement.model_fields)
+    assert found.evaluation.before.decode_tokens_per_second is not None
+    assert found.evaluation.ideal is not None
+    assert found.evaluation.ideal.decode_speedup > 1
+    assert found.generations == expected.generations
+    assert found.evaluation.after.perplexity == expected.evaluation.after.perplexity
+
+
+def test_one_model_is_there_at_a_time_where_speed_is_not_asked_for(measured: Any) -> None:
+    monitor = Monitor()
+    measured(EvaluationSpec(speed=False), monitor, fitting=1)
+
+    assert monitor.warnings == []
+
+
+def test_a_model_that_does_not_fit_by_itself_ends_the_run(measured: Any) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        measured(EvaluationSpec(), fitting=0)
 
 
 def test_can_be_cancelled(measured: Any) -> None:

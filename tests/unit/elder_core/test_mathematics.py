@@ -13,6 +13,7 @@ from elder_core.methods.mathematics import (
     angular_distance,
     annealed_gate,
     block_influence,
+    centred_cosine_distance,
     delta_norm,
     kl_divergence,
     learning_rate_at,
@@ -71,6 +72,26 @@ def test_block_influence() -> None:
     x = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     y = torch.tensor([[[7.0, 0.0], [0.0, 2.0]]])  # cosines 1 and 0
     assert block_influence(x, y).item() == pytest.approx(0.5)
+
+
+def test_centred_cosine_distance_looks_at_how_the_tokens_of_a_sequence_differ() -> None:
+    x = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]], [[0.0, 1.0], [0.0, -1.0]]])
+    y = torch.tensor([[[0.0, 2.0], [0.0, -2.0]], [[0.0, 5.0], [0.0, -5.0]]])  # cosines 0 and 1
+    assert centred_cosine_distance(x, y).item() == pytest.approx(0.5)
+    assert centred_cosine_distance(x, x).item() == pytest.approx(0, abs=1e-6)
+    # The same with so much in common that the states themselves are almost parallel.
+    shared = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    turned = 0.01 * torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(0))
+    other = 0.01 * torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(1))
+    assert angular_distance(shared + turned, shared + other).max() < 0.03
+    assert centred_cosine_distance(shared + turned, shared + other).item() == pytest.approx(1, abs=0.3)
+
+
+def test_centred_cosine_distance_is_not_made_by_one_long_token() -> None:
+    x, y = (torch.randn(1, 32, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    long = torch.ones(1, 32, 1)
+    long[:, 0] = 1000.0
+    torch.testing.assert_close(centred_cosine_distance(long * x, long * y), centred_cosine_distance(x, y))
 
 
 def test_the_gate_falls_evenly_and_reaches_exactly_0() -> None:

@@ -13,7 +13,7 @@ import torch
 from elder_core.errors import Cancelled
 from elder_core.evaluation import decoding, speed
 from elder_core.evaluation.layer_clock import LayerClock
-from elder_core.evaluation.speed import compare_speed, layers_share, workload
+from elder_core.evaluation.speed import compare_speed, layers_share, time_alone, workload
 from elder_core.surgery import decoder_layers, remove_layers
 
 if TYPE_CHECKING:
@@ -52,6 +52,18 @@ def test_figures_belong_together(pair: tuple[PreTrainedModel, PreTrainedModel]) 
         assert one.decode_tokens_per_second == pytest.approx(1 / one.decode_latency_seconds)
     assert found.ideal.prefill_speedup > 1
     assert found.ideal.decode_speedup > 1
+
+
+def test_a_model_by_itself_has_the_same_figures(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    done: list[float] = []
+
+    found, ideal = time_alone(pair[0], REMOVED, work_for(pair[0], new_tokens=4), budget_seconds=0, tick=done.append)
+
+    assert found.prefill_tokens_per_second == pytest.approx(24 / found.prefill_latency_seconds)
+    assert found.decode_tokens_per_second == pytest.approx(1 / found.decode_latency_seconds)
+    assert ideal.decode_speedup > 1
+    assert done[-1] == 1
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(pair[0]))
 
 
 def test_nothing_removed_has_an_ideal_of_one(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:

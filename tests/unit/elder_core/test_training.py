@@ -21,7 +21,7 @@ from elder_core.methods import base, losses, training
 from elder_core.methods.base import Context
 from elder_core.methods.losses import Teacher, frozen_copy, leaving, logits_of
 from elder_core.methods.low_rank import LowRank, low_rank, switched_off
-from elder_core.methods.mathematics import cosine_distance
+from elder_core.methods.mathematics import centred_cosine_distance
 from elder_core.methods.training import Fading, train
 from elder_core.monitor import Monitor
 from elder_core.parameters import ElderParameters, Loss, Norm, ShortGptParameters, TrainingParameters, Weights
@@ -321,7 +321,7 @@ def test_matching_adds_the_distance_of_what_enters_the_layers_that_stay_and_leav
         logits_of(context.model, ids)
     with bypassed(context.model, REMOVED), observed(layers, leaving, range(6)) as bare:
         logits_of(context.model, ids)
-    distances = [cosine_distance(bare[place], whole[place]).item() for place in (0, 2, 4, 5)]
+    distances = [centred_cosine_distance(bare[place], whole[place]).item() for place in (0, 2, 4, 5)]
     losses = []
     for parameters in (plain, matched):
         twin = Context(copy.deepcopy(context.model), context.windows, 0, context.device, Monitor())
@@ -346,7 +346,7 @@ def test_matching_brings_hidden_states_nearer(context: Context, weights: Weights
             torch.no_grad(),
         ):
             twin.model(input_ids=ids, use_cache=False)
-        distances.append(float(cosine_distance(seen[5], whole[5])))
+        distances.append(float(centred_cosine_distance(seen[5], whole[5])))
 
     assert distances[1] < distances[0]
 
