@@ -24,7 +24,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -351,22 +351,23 @@ def _made_by(row: Row, recipe: Recipe) -> bool:
     """
     if row.made_at < CHANGED.get(recipe.chooser.name, row.made_at):
         return False
-    return _same(row.parameters["chooser"], recipe.chooser) and _same(row.parameters["then"], recipe.then)
+    idle = set() if recipe.trained and recipe.then is None else OF_TRAINING
+    return _same(row.parameters["chooser"], recipe.chooser, idle) and _same(row.parameters["then"], recipe.then, set())
 
 
-def _same(was: object, now: TrainingParameters | MethodParameters | None) -> bool:
+def _same(was: object, now: TrainingParameters | MethodParameters | None, idle: Set[str]) -> bool:
     if was is None or now is None:
         return was is now
     try:
-        return _in_effect(type(now).model_validate(was)) == _in_effect(now)
+        return _in_effect(type(now).model_validate(was), idle) == _in_effect(now, idle)
     except ValidationError:
         return False
 
 
-def _in_effect(parameters: TrainingParameters | MethodParameters) -> dict[str, object]:
-    """Its settings, without those of a search where there is none."""
-    idle = OF_A_SEARCH if isinstance(parameters, ElderParameters) and not parameters.searched else set()
-    return parameters.model_dump(exclude=idle)
+def _in_effect(parameters: TrainingParameters | MethodParameters, idle: Set[str]) -> dict[str, object]:
+    """Its settings, without those that are `idle`, and those of a search where there is none."""
+    searches = not isinstance(parameters, ElderParameters) or parameters.searched
+    return parameters.model_dump(exclude={*idle, *(() if searches else OF_A_SEARCH)})
 
 
 def _recorded(recipe: Recipe) -> dict[str, object]:
