@@ -58,6 +58,12 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def release_memory(device: torch.device) -> None:
+    """Give what torch keeps of the device's memory, and nothing uses, back for other processes."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held so far: on CUDA of tensors on the device, on a CPU of the process."""
     if device.type == "cuda":

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from elder_core import checkpoints, cutting, surgery
+from elder_core import checkpoints, cutting, devices, surgery
 from elder_core.checkpoints import LoadedModel, Provenance, Resolved
 from elder_core.evaluation.environment import environment
-from elder_core.evaluation.evaluate import DenseFigures, EvaluationResult, evaluate
+from elder_core.evaluation.evaluate import EvaluationResult, Figures, evaluate
 from elder_core.evaluation.speed import workload
 from elder_core.job import Job, Texts, context_of, load
 from elder_core.journal import Entry
@@ -106,7 +106,7 @@ def evaluate_saved(
     selection: Selection,
     model_dir: Path,
     monitor: Monitor,
-    known: DenseFigures | None = None,
+    known: Figures | None = None,
 ) -> EvaluationResult:
     """Measure the checkpoint in `model_dir` beside the one that it came from; `known` as evaluate has it.
 
@@ -116,6 +116,7 @@ def evaluate_saved(
     saved = Resolved(model_dir, revision="", info=checkpoints.checked(model_dir))
     text = texts.evaluation
     with monitor.entered(Stage.EVALUATING):
+        devices.release_memory(job.device)  # memory is measured in a process of its own
         return evaluate(
             lambda: checkpoints.load(job.source, job.device).model,
             lambda: checkpoints.load(saved, job.device).model,

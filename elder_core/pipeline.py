@@ -11,6 +11,7 @@ from elder_core import checkpoints, depth, devices
 from elder_core.calibration.token_cache import TokenCache
 from elder_core.calibration.windows import evaluation_windows, window_length
 from elder_core.evaluation.single import evaluate_one
+from elder_core.evaluation.speed import workload
 from elder_core.execution import cut_saved, evaluate_saved, prune
 from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.job import Job, Texts, context_of, load, resolve, tokenize
@@ -169,20 +170,20 @@ def measure(
             chosen = devices.choose(device)
             source = checkpoints.resolve(model, sources)
             documents = read_texts(text_path(wanted.source, sources))
-        with monitor.entered(Stage.LOADING):
-            loaded = checkpoints.load(source, chosen)
+        with monitor.entered(Stage.CALIBRATING):
             length = window_length(None, source.info.max_positions)
+            tokenizer = checkpoints.load_tokenizer(source.path)
             tokens = TokenCache(sources.token_cache).stream(
-                documents, loaded.tokenizer, checkpoints.tokenizer_hash(source), field="evaluation"
+                documents, tokenizer, checkpoints.tokenizer_hash(source), field="evaluation"
             )
             text = evaluation_windows(documents, tokens, length, samples=wanted.samples)
         with monitor.entered(Stage.EVALUATING):
             return evaluate_one(
-                loaded.model,
+                lambda: checkpoints.load(source, chosen).model,
                 path=source.path,
                 windows=text.windows,
                 bytes_per_token=text.bytes_per_token,
-                speed=wanted.speed,
+                work=workload(text.windows, limit=source.info.max_positions, device=chosen) if wanted.speed else None,
                 progress=progress,
                 check_cancelled=monitor.check_cancelled,
             )

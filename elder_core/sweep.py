@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from elder_core import checkpoints, devices
 from elder_core.errors import AmbiguousTarget, DuplicateLayers, OutputExists
-from elder_core.evaluation.evaluate import DenseFigures
+from elder_core.evaluation.evaluate import Figures
 from elder_core.execution import evaluate_saved, prune
 from elder_core.inspection import Sources
 from elder_core.job import Job, Texts, context_of, load, resolve, tokenize
@@ -103,7 +103,7 @@ def sweep(
         selections = _select(deepest, texts, counts, jobs, shared)
         shared.earlier_peak_bytes = devices.peak_memory_bytes(deepest.device)  # every depth counts anew
         reports: list[Report] = []
-        known: DenseFigures | None = None
+        known: Figures | None = None
         for count, job in jobs.items():
             monitor = replace(shared, stage_seconds=dict(shared.stage_seconds), warnings=list(shared.warnings))
             with _appearing(_folder(out, count)) as partial:
@@ -165,8 +165,8 @@ def _select(
 
 
 def _one(
-    job: Job, texts: Texts, selection: Selection, folder: Path, monitor: Monitor, known: DenseFigures | None
-) -> tuple[Report, DenseFigures]:
+    job: Job, texts: Texts, selection: Selection, folder: Path, monitor: Monitor, known: Figures | None
+) -> tuple[Report, Figures]:
     """One depth, from the dense weights to what is in its folder."""
     outcome = prune(job, texts, lambda *_: (selection, None), folder, monitor)
     result = evaluate_saved(job, texts, selection, folder, monitor, known)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from elder_core.errors import MeasurementFailed, OutOfMemory
 from elder_core.evaluation.generation import continuations, prompts_from
 from elder_core.evaluation.memory import peak_memory
 from elder_core.evaluation.quality import Quality, quality
-from elder_core.evaluation.speed import Speed, SpeedComparison, Workload, compare_speed, time_alone
+from elder_core.evaluation.speed import SpeedComparison, Workload, compare_speed, time_alone
 from elder_core.monitor import Monitor
 from elder_core.spec import Evaluation, EvaluationSpec, Generation, Measurement
 from elder_core.surgery import decoder_layers
@@ -28,19 +27,15 @@ Load = Callable[[], "PreTrainedModel"]
 
 
 @dataclass(frozen=True)
-class DenseFigures:
-    """What of the unpruned model alone need be measured only once for several pruned ones."""
+class Figures:
+    """What of one model does not depend on the moment; of the unpruned one it serves for several pruned ones.
 
-    quality: Quality
-    peak_memory_bytes: int | None
-
-
-@dataclass(frozen=True)
-class _Looked:
-    """What of one model does not depend on the moment."""
+    `texts` are what it writes after each prompt. The measurement has no speed; its peak memory is None where it is not
+    wanted or not known.
+    """
 
     measurement: Measurement
-    quality: Quality
+    tokens: int
     texts: tuple[str, ...]
 
 
@@ -48,7 +43,7 @@ class _Looked:
 class EvaluationResult:
     evaluation: Evaluation
     generations: tuple[Generation, ...]
-    dense: DenseFigures
+    dense: Figures
 
 
 class _Meter:
@@ -83,7 +78,7 @@ def evaluate(
     dense_path: Path,
     pruned_path: Path,
     monitor: Monitor,
-    known: DenseFigures | None = None,
+    known: Figures | None = None,
 ) -> EvaluationResult:
     """Measure the dense and the pruned model as `spec` says.
 
@@ -92,44 +87,48 @@ def evaluate(
     `removed` are the removed layers by their place in the dense model, `work` is what speed and memory are measured at.
     The folders are the models' saved forms: their size is taken, and their memory measured in fresh processes before
     either is loaded here. Memory that cannot be measured is left out with a warning: it is no reason to lose the
-    training that came before. `known` is what an earlier call found of the same dense model on the same text; it is not
-    measured again. Speeds always are. In a run that goes on from its journal the same holds for perplexity.
+    training that came before. `known` is what an earlier call with the same `spec` and text found of the same dense
+    model; it is not measured again. Speeds always are. In a run that goes on from its journal the same holds for
+    perplexity.
 
-    The models are loaded one after the other, and once more to be timed: together and in turns where the device has
-    room for both, else each alone, with a warning.
+    The models are loaded one after the other, and once more to be timed: together and in turns. Where a CUDA device has
+    no room for both, each is timed alone, with a warning.
 
     Raises:
         NonFiniteLoss: the predictions of a model are not numbers.
-        OutOfMemory: the device has no room for one of them.
         Cancelled: the caller ended the run.
     """
-    total = (30 if known else 70) + (40 if known else 50) * spec.speed + 10 * spec.generation
-    meter = _Meter(total, monitor)
-    measure = partial(_memory, work=work, meter=meter, monitor=monitor)
-    dense_peak = known.peak_memory_bytes if known else measure(dense_path) if spec.speed else None
-    pruned_peak = measure(pruned_path) if spec.speed else None
+    meter = _Meter((1 if known else 2) * (40 + 5 * spec.generation + 10 * spec.speed) + 30 * spec.speed, monitor)
     prompts = (spec.prompts or prompts_from(windows, tokenizer)) if spec.generation else ()
 
-    def look(load: Load, path: Path, when: str, units: int, found: Quality | None = None) -> _Looked:
-        model, tick = load(), meter.part(units)
-        found = found or quality(model, windows, bytes_per_token, tick=tick, page=monitor.page(when))
+    def peak(path: Path) -> int | None:
+        return _memory(path, work, meter.part(10), monitor) if spec.speed else None
+
+    def look(load: Load, path: Path, when: str, peak_bytes: int | None) -> Figures:
+        model, tick = load(), meter.part(40)
+        found = quality(model, windows, bytes_per_token, tick=tick, page=monitor.page(when))
         meter.metrics[f"perplexity_{when}"] = found.perplexity
         tick(1.0)
         texts = continuations(model, tokenizer, prompts, tick=meter.part(5 * spec.generation))
-        return _Looked(_measurement(model, path, found), found, texts)
+        return Figures(_measurement(model, path, found, peak_bytes), found.tokens, texts)
 
-    dense = look(load_dense, dense_path, "before", 0 if known else 40, known.quality if known else None)
-    pruned = look(load_pruned, pruned_path, "after", 30)
+    dense_peak, pruned_peak = None if known else peak(dense_path), peak(pruned_path)
+    dense = known or look(load_dense, dense_path, "before", dense_peak)
+    meter.metrics["perplexity_before"] = dense.measurement.perplexity
+    pruned = look(load_pruned, pruned_path, "after", pruned_peak)
     before, after, ideal = dense.measurement, pruned.measurement, None
     if spec.speed:
         speed = _speeds(load_dense, load_pruned, removed, work, meter.part(30), monitor)
-        before, after = _with_costs(before, speed.before, dense_peak), _with_costs(after, speed.after, pruned_peak)
+        before, after = (
+            measurement.model_copy(update=asdict(one))
+            for measurement, one in ((before, speed.before), (after, speed.after))
+        )
         ideal = speed.ideal
     evaluation = Evaluation(
         source=spec.source,
         sequences=windows.shape[0],
         sequence_length=windows.shape[1],
-        tokens=dense.quality.tokens,
+        tokens=dense.tokens,
         before=before,
         after=after,
         ratios=ratios(before, after),
@@ -139,7 +138,7 @@ def evaluate(
         Generation(prompt=prompt, before=old, after=new)
         for prompt, old, new in zip(prompts, dense.texts, pruned.texts, strict=True)
     )
-    return EvaluationResult(evaluation, generations, DenseFigures(dense.quality, dense_peak))
+    return EvaluationResult(evaluation, generations, dense)
 
 
 def ratios(before: Measurement, after: Measurement) -> dict[str, float]:
@@ -170,22 +169,18 @@ def _speeds(
     return SpeedComparison(before, after, ideal)
 
 
-def _measurement(model: PreTrainedModel, path: Path, found: Quality) -> Measurement:
+def _measurement(model: PreTrainedModel, path: Path, found: Quality, peak_bytes: int | None) -> Measurement:
     return Measurement(
         layers=len(decoder_layers(model)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes_on_disk=checkpoint_bytes(path),
         perplexity=found.perplexity,
         bits_per_byte=found.bits_per_byte,
+        peak_memory_bytes=peak_bytes,
     )
 
 
-def _with_costs(measurement: Measurement, speed: Speed, peak_bytes: int | None) -> Measurement:
-    return measurement.model_copy(update={**asdict(speed), "peak_memory_bytes": peak_bytes})
-
-
-def _memory(path: Path, work: Workload, meter: _Meter, monitor: Monitor) -> int | None:
-    tick = meter.part(10)
+def _memory(path: Path, work: Workload, tick: Callable[[float], None], monitor: Monitor) -> int | None:
     used = None
     try:
         used = peak_memory(path, work.prompt.device, work.prompt[0].tolist(), check_cancelled=monitor.check_cancelled)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from elder_core.evaluation import decoding
 from elder_core.evaluation.memory import peak_memory
 from elder_core.evaluation.quality import quality
-from elder_core.evaluation.speed import time_alone, workload
+from elder_core.evaluation.speed import Workload, time_alone
 from elder_core.spec import Measurement, Progress, Stage
 from elder_core.surgery import decoder_layers
 from elder_core.weight_files import checkpoint_bytes
@@ -24,22 +23,24 @@ STEPS = 100  # a part of the progress
 
 
 def evaluate_one(
-    model: PreTrainedModel,
+    load: Callable[[], PreTrainedModel],
     *,
     path: Path,
     windows: torch.Tensor,
     bytes_per_token: float,
-    speed: bool,
+    work: Workload | None,
     progress: Callable[[Progress], None] = lambda _: None,
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> Measurement:
-    """Measure `model`, saved in `path`, on `windows` `[n, seq]`; with its speed and memory where `speed` is set.
+    """Measure the model that `load` loads from `path` on `windows` `[n, seq]`; speed and memory at `work`, if given.
+
+    Memory comes first, in a process of its own, so that the device need hold the model once.
 
     Raises:
         NonFiniteLoss, OutOfMemory, MeasurementFailed: see each.
         Whatever `check_cancelled` raises.
     """
-    total = STEPS * (1 + speed)
+    total = STEPS * (2 if work else 1)
 
     def part(done: int) -> Callable[[float], None]:
         def tick(share: float) -> None:
@@ -48,6 +49,8 @@ def evaluate_one(
 
         return tick
 
+    used = work and peak_memory(path, work.prompt.device, work.prompt[0].tolist(), check_cancelled=check_cancelled)
+    model = load()
     found = quality(model, windows, bytes_per_token, tick=part(0))
     measurement = Measurement(
         layers=len(decoder_layers(model)),
@@ -56,9 +59,7 @@ def evaluate_one(
         perplexity=found.perplexity,
         bits_per_byte=found.bits_per_byte,
     )
-    if not speed:
+    if work is None:
         return measurement
-    work = workload(windows, limit=decoding.max_positions(model), device=model.device)
     timed, _ = time_alone(model, (), work, tick=part(STEPS))
-    used = peak_memory(path, model.device, work.prompt[0].tolist(), check_cancelled=check_cancelled)
     return measurement.model_copy(update={**asdict(timed), "peak_memory_bytes": used})

@@ -127,13 +127,13 @@ def time_alone(
     """
     clock = LayerClock([decoder_layers(model)[index] for index in removed], model.device)
     times, shares = _Times(), _Times()
-    turns: list[Callable[[], None]] = [
-        lambda: times.add(list(_step_seconds(model, work))),
-        lambda: shares.add(_clocked_shares(model, work, clock)),
-    ]
+    turns: list[Callable[[], None]] = [lambda: times.add(list(_step_seconds(model, work)))]
+    if removed:
+        turns.append(lambda: shares.add(_clocked_shares(model, work, clock)))
     _warm_up((model,), work)
     _take(turns, budget_seconds, tick)
-    return times.speed(work.prompt.shape[1]), shares.ideal()
+    ideal = shares.ideal() if removed else Ideal(prefill_speedup=1.0, decode_speedup=1.0)
+    return times.speed(work.prompt.shape[1]), ideal
 
 
 def layers_share(

@@ -12,6 +12,7 @@ from torch.nn import functional
 from elder_core.parameters import Norm
 
 SMALLEST = 1e-8  # keeps a division by the norm of an all-zero hidden state finite
+ROUNDING = 1e-3  # of bfloat16: of unit vectors, differences that are shorter say nothing
 
 
 def soft_threshold(values: Tensor, amount: float) -> Tensor:
@@ -40,11 +41,12 @@ def centred_cosine_distance(x: Tensor, y: Tensor) -> Tensor:
 
     Both are `[batch, seq, hidden]`; in float32, mean over tokens. Hidden states have a large part in common, which
     hides how those of different tokens differ. Scaling comes first, so that one token a hundred times as long as the
-    others, as the first often is, does not make the mean.
+    others, as the first often is, does not make the mean. Where what is left is shorter than `ROUNDING` the distance
+    tends to 1, and its gradient stays bounded.
     """
-    x, y = (functional.normalize(state.float(), dim=-1) for state in (x, y))
+    x, y = (functional.normalize(state.float(), dim=-1, eps=SMALLEST) for state in (x, y))
     x, y = (state - state.mean(dim=-2, keepdim=True) for state in (x, y))
-    return 1 - functional.cosine_similarity(x, y, dim=-1).mean()
+    return 1 - functional.cosine_similarity(x, y, dim=-1, eps=ROUNDING).mean()
 
 
 def kl_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:

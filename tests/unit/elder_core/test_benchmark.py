@@ -64,6 +64,8 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
         "sleb untrained",
         "sleb + distil",
         "shortgpt + distil",
+        "uidl + distil",
+        "ablation: hidden states not matched",
     ]
 
     def run() -> dict[str, Any]:
@@ -102,6 +104,16 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
             row["parameters"]["chooser"]["search_width"] += 1  # without effect where something is trained
         if row["name"] == "elder's layers + distil":
             row["parameters"]["chooser"]["matching"] += 1  # without effect where another training follows
+        if row["name"] == "ablation: hidden states not matched":
+            row["parameters"]["chooser"]["matching"] += 1
+        if row["name"] == "uidl + distil":
+            row["parameters"]["then"]["learning_rate"] = 1e-5
     output.write_text(json.dumps(stored), encoding="utf-8")
     renewed = {name for name, row in run().items() if row["made_at"] != made[name]["made_at"]}
-    assert renewed == {"elder untrained", "sleb + distil", "shortgpt + distil"}
+    assert renewed == {
+        "elder untrained",  # by its search_width
+        "sleb + distil",
+        "shortgpt + distil",
+        "uidl + distil",
+        "ablation: hidden states not matched",
+    }

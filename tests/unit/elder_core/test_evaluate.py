@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from elder_core.errors import Cancelled, ElderError, MeasurementFailed, OutOfMemory
+from elder_core.evaluation import decoding, speed
 from elder_core.evaluation import environment as environment_module
 from elder_core.evaluation import evaluate as module
-from elder_core.evaluation import speed
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.evaluate import EvaluationResult, evaluate, ratios
 from elder_core.monitor import Monitor
 from elder_core.spec import EvaluationSpec, Measurement, Progress, Stage
-from elder_core.surgery import remove_layers
+from elder_core.surgery import decoder_layers, remove_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -29,13 +29,13 @@ class Device:
 
     def __init__(self, fitting: int) -> None:
         self._fitting = fitting
-        self._there: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+        self.there: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
     def load(self, model: PreTrainedModel) -> PreTrainedModel:
-        if len(self._there) == self._fitting:
+        if len(self.there) == self._fitting:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
         copy = deepcopy(model)
-        self._there.add(copy)
+        self.there.add(copy)
         return copy
 
 
@@ -59,7 +59,7 @@ def measured(
     def run(spec: EvaluationSpec, monitor: Monitor | None = None, *, fitting: int = 2) -> EvaluationResult:
         monitor = monitor or Monitor()
         monitor.stage = Stage.EVALUATING
-        device = Device(fitting)
+        device = run.device = Device(fitting)  # type: ignore[attr-defined]
         return evaluate(
             lambda: device.load(tiny_llama),
             lambda: device.load(pruned),
@@ -147,6 +147,29 @@ def test_models_that_do_not_fit_together_are_timed_one_after_the_other(measured:
     assert found.evaluation.ideal.decode_speedup > 1
     assert found.generations == expected.generations
     assert found.evaluation.after.perplexity == expected.evaluation.after.perplexity
+
+
+def test_memory_that_runs_out_while_both_are_timed_is_given_back_first(
+    measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a step, where the traceback holds on to both models."""
+    step = decoding.step
+    there: list[int] = []
+
+    def failing(model: PreTrainedModel, *given: Any) -> Any:
+        there.append(len(measured.device.there))
+        if there[-1] > 1 and len(decoder_layers(model)) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return step(model, *given)
+
+    monkeypatch.setattr(decoding, "step", failing)
+    monitor = Monitor()
+    found = measured(EvaluationSpec(generation=False), monitor)
+
+    assert len(monitor.warnings) == 1
+    assert there[0] == 2
+    assert there[-1] == 1
+    assert found.evaluation.after.decode_tokens_per_second is not None
 
 
 def test_one_model_is_there_at_a_time_where_speed_is_not_asked_for(measured: Any) -> None:

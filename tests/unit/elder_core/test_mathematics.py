@@ -87,6 +87,33 @@ def test_centred_cosine_distance_looks_at_how_the_tokens_of_a_sequence_differ() 
     assert centred_cosine_distance(shared + turned, shared + other).item() == pytest.approx(1, abs=0.3)
 
 
+def test_centred_cosine_distance_takes_each_sequence_by_itself() -> None:
+    x, y = (torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    x = x + torch.tensor([0.0, 2.0, -3.0])[:, None, None]
+    alone = [centred_cosine_distance(x[i : i + 1], y[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(centred_cosine_distance(x, y), torch.stack(alone).mean())
+
+
+def test_centred_cosine_distance_of_states_that_say_nothing_has_a_small_gradient() -> None:
+    same = torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(1, 16, 8)
+    rounded = same * (1 + 1e-6 * torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(1)))
+    other = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(2))
+    for states in (rounded, torch.zeros(1, 16, 8), torch.ones(1, 1, 8)):
+        x = states.clone().requires_grad_()
+        distance = centred_cosine_distance(x, other[:, : x.shape[1]])
+        distance.backward()  # type: ignore[no-untyped-call]
+        assert distance.item() == pytest.approx(1, abs=0.01)
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+    varied = (same + 0.1 * other).clone().requires_grad_()
+    centred_cosine_distance(varied, other.flip(1)).backward()  # type: ignore[no-untyped-call]
+    rounded = rounded.clone().requires_grad_()
+    centred_cosine_distance(rounded, other).backward()  # type: ignore[no-untyped-call]
+    assert rounded.grad is not None
+    assert varied.grad is not None
+    assert rounded.grad.norm() < 1000 * varied.grad.norm()
+
+
 def test_centred_cosine_distance_is_not_made_by_one_long_token() -> None:
     x, y = (torch.randn(1, 32, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     long = torch.ones(1, 32, 1)
