@@ -86,7 +86,8 @@ class TrainingParameters(Strict):
         default=None,
         gt=0,
         le=1,
-        description="Peak learning rate of training (AdamW); null takes 0.13 / hidden size, ten times that for LoRA.",
+        description="Peak learning rate of training (AdamW); null takes 0.13 / hidden size, 0.19 / hidden size where "
+        "hidden states are matched, and ten times as much for LoRA.",
     )
     matching: float = Field(
         default=0.0,
@@ -228,7 +229,7 @@ class ElderParameters(TrainingParameters):
     )
 
     matching: float = Field(
-        default=24.0, ge=0, le=1000, description=TrainingParameters.model_fields["matching"].description
+        default=48.0, ge=0, le=1000, description=TrainingParameters.model_fields["matching"].description
     )
 
     @model_validator(mode="after")

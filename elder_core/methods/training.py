@@ -33,8 +33,9 @@ from elder_core.surgery import bypassed, decoder_layers, parameters_only_in
 BETAS = (0.9, 0.95)
 CLIP_NORM = 1.0
 # Of AdamW with full weights: what one update adds to a layer's output grows with the number of its inputs, so the best
-# rate falls with the width (arXiv 2203.03466). The constant was measured on the bundled model, 192 wide: docs/log.md.
+# rate falls with the width (arXiv 2203.03466). The constants were measured on the bundled model, 192 wide: docs/log.md.
 RATE_TIMES_WIDTH = 0.13
+RATE_TIMES_WIDTH_MATCHED = 0.19  # where hidden states are matched, which bears larger steps
 LORA_RATE_FACTOR = 10
 
 ROUNDING = 1e-9
@@ -136,7 +137,7 @@ class _Run:
         self._removed = removed
         self._fading = fading
         self._budget = budget
-        self._peak = parameters.learning_rate or default_rate(parameters.weights, context.model)
+        self._peak = parameters.learning_rate or default_rate(parameters, context.model)
         layers = range(len(decoder_layers(self._model)))
         self._matched = tuple(layer for layer in layers if layer + 1 not in removed)
         self._learning: list[nn.Parameter] = []
@@ -392,7 +393,8 @@ def _without(parameters: Iterable[nn.Parameter], idle: Sequence[nn.Parameter]) -
     return [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
 
 
-def default_rate(weights: Weights, model: PreTrainedModel) -> float:
+def default_rate(parameters: TrainingParameters, model: PreTrainedModel) -> float:
     """Peak learning rate where none is given."""
-    rate = RATE_TIMES_WIDTH / float(model.config.get_text_config().hidden_size)
-    return rate * LORA_RATE_FACTOR if weights is Weights.LORA else rate
+    constant = RATE_TIMES_WIDTH_MATCHED if parameters.matching else RATE_TIMES_WIDTH
+    rate = constant / float(model.config.get_text_config().hidden_size)
+    return rate * LORA_RATE_FACTOR if parameters.weights is Weights.LORA else rate
