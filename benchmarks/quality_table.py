@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from elder_core.parameters import ElderParameters
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -45,7 +47,8 @@ LEGEND = (
     "model's. *Same text*: share of a greedy continuation of 32 tokens before it leaves the dense model's. *Distinct*: "
     "share of distinct 3-grams in it. *Tokens* are of calibration text: different ones that were read to choose, "
     "and all that were read in training. *Minutes* are of choosing and training, with the counting of operations, on a "
-    "machine that was doing other things as well: they compare roughly."
+    "machine that was doing other things as well: they compare roughly. *Matching 12*: made before version 0.3.0, when "
+    "hidden states were compared as they are and the default had that weight."
 )
 
 
@@ -124,7 +127,7 @@ def _table(rows: Sequence[dict[str, Any]], dense: float) -> Iterator[str]:
         perplexities = [row["perplexity"] for row in found]
         better = 1 - mean(own[row["seed"]]["perplexity"] for row in found) / mean(perplexities)
         cells = (
-            f"**{name}**" if name == OWN else name.removeprefix(ABLATION) + _unequal(found, own),
+            (f"**{name}**" if name == OWN else name.removeprefix(ABLATION) + _unequal(found, own)) + _earlier(found),
             str(len(found)),
             f"{mean(perplexities):.2f}",
             f"{(max(perplexities) - min(perplexities)) / 2:.2f}" if len(found) > 1 else "–",
@@ -153,6 +156,16 @@ def _unequal(rows: Sequence[dict[str, Any]], own: dict[int, dict[str, Any]]) -> 
 
     more = max((spent(row) / spent(own[row["seed"]]) - 1 for row in rows if row["updates"]), key=abs, default=0.0)
     return f" (operations {more:+.0%})" if abs(more) > SAME else ""
+
+
+def _earlier(rows: Sequence[dict[str, Any]]) -> str:
+    """What to say of rows in whose training hidden states weighed as in an earlier default."""
+    now = ElderParameters().matching
+    weights = {
+        (row["parameters"]["then"] or row["parameters"]["chooser"])["matching"] for row in rows if row["updates"]
+    }
+    named = [f"matching {weight:g}" for weight in sorted(weights - {0, now})]
+    return f" ({', '.join(named)})" if named else ""
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
