@@ -13,17 +13,14 @@ from elder_core.devices import out_of_memory_named
 from elder_core.errors import MeasurementFailed, OutOfMemory
 from elder_core.evaluation.generation import continuations, prompts_from
 from elder_core.evaluation.memory import peak_memory
-from elder_core.evaluation.quality import Quality, quality
+from elder_core.evaluation.quality import quality
+from elder_core.evaluation.single import Load, measurement
 from elder_core.evaluation.speed import SpeedComparison, Workload, compare_speed, time_alone
 from elder_core.monitor import Monitor
 from elder_core.spec import Evaluation, EvaluationSpec, Generation, Measurement
-from elder_core.surgery import decoder_layers
-from elder_core.weight_files import checkpoint_bytes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Load = Callable[[], "PreTrainedModel"]
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def evaluate(
         meter.metrics[f"perplexity_{when}"] = found.perplexity
         tick(1.0)
         texts = continuations(model, tokenizer, prompts, tick=meter.part(5 * spec.generation))
-        return Figures(_measurement(model, path, found, peak_bytes), found.tokens, texts)
+        return Figures(measurement(model, path, found, peak_bytes), found.tokens, texts)
 
     dense_peak, pruned_peak = None if known else peak(dense_path), peak(pruned_path)
     dense = known or look(load_dense, dense_path, "before", dense_peak)
@@ -119,10 +116,8 @@ def evaluate(
     before, after, ideal = dense.measurement, pruned.measurement, None
     if spec.speed:
         speed = _speeds(load_dense, load_pruned, removed, work, meter.part(30), monitor)
-        before, after = (
-            measurement.model_copy(update=asdict(one))
-            for measurement, one in ((before, speed.before), (after, speed.after))
-        )
+        before = before.model_copy(update=asdict(speed.before))
+        after = after.model_copy(update=asdict(speed.after))
         ideal = speed.ideal
     evaluation = Evaluation(
         source=spec.source,
@@ -167,17 +162,6 @@ def _speeds(
     before, ideal = time_alone(load_dense(), removed, work, tick=lambda share: tick(share / 2))
     after, _ = time_alone(load_pruned(), (), work, tick=lambda share: tick((1 + share) / 2))
     return SpeedComparison(before, after, ideal)
-
-
-def _measurement(model: PreTrainedModel, path: Path, found: Quality, peak_bytes: int | None) -> Measurement:
-    return Measurement(
-        layers=len(decoder_layers(model)),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes_on_disk=checkpoint_bytes(path),
-        perplexity=found.perplexity,
-        bits_per_byte=found.bits_per_byte,
-        peak_memory_bytes=peak_bytes,
-    )
 
 
 def _memory(path: Path, work: Workload, tick: Callable[[float], None], monitor: Monitor) -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from elder_core.evaluation.memory import peak_memory
-from elder_core.evaluation.quality import quality
+from elder_core.evaluation.quality import Quality, quality
 from elder_core.evaluation.speed import Workload, time_alone
 from elder_core.spec import Measurement, Progress, Stage
 from elder_core.surgery import decoder_layers
@@ -19,11 +19,13 @@ from elder_core.weight_files import checkpoint_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Load = Callable[[], "PreTrainedModel"]
+
 STEPS = 100  # a part of the progress
 
 
 def evaluate_one(
-    load: Callable[[], PreTrainedModel],
+    load: Load,
     *,
     path: Path,
     windows: torch.Tensor,
@@ -49,17 +51,25 @@ def evaluate_one(
 
         return tick
 
-    used = work and peak_memory(path, work.prompt.device, work.prompt[0].tolist(), check_cancelled=check_cancelled)
+    used = None
+    if work is not None:
+        used = peak_memory(path, work.prompt.device, work.prompt[0].tolist(), check_cancelled=check_cancelled)
     model = load()
     found = quality(model, windows, bytes_per_token, tick=part(0))
-    measurement = Measurement(
+    whole = measurement(model, path, found, used)
+    if work is None:
+        return whole
+    timed, _ = time_alone(model, (), work, tick=part(STEPS))
+    return whole.model_copy(update=asdict(timed))
+
+
+def measurement(model: PreTrainedModel, path: Path, found: Quality, peak_bytes: int | None) -> Measurement:
+    """What is known of `model`, saved in `path`, without its speed."""
+    return Measurement(
         layers=len(decoder_layers(model)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes_on_disk=checkpoint_bytes(path),
         perplexity=found.perplexity,
         bits_per_byte=found.bits_per_byte,
+        peak_memory_bytes=peak_bytes,
     )
-    if work is None:
-        return measurement
-    timed, _ = time_alone(model, (), work, tick=part(STEPS))
-    return measurement.model_copy(update={**asdict(timed), "peak_memory_bytes": used})
