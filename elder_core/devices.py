@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
@@ -38,12 +39,18 @@ def choose(device: str) -> torch.device:
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether learning computes in bfloat16: on CUDA, and on a CPU that multiplies matrices of it (AMX)."""
+    """Whether learning computes in bfloat16: on CUDA, and on a CPU that multiplies matrices of it (AMX).
+
+    oneDNN multiplies them, and `ONEDNN_MAX_CPU_ISA` tells it to leave AMX alone: then in float32, as on other CPUs.
+    """
     return device.type == "cuda" or _has_amx()
 
 
 @cache
 def _has_amx() -> bool:
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if "AMX" not in most and most not in {"", "ALL", "DEFAULT"}:
+        return False
     return CPUINFO.is_file() and "amx_bf16" in CPUINFO.read_text(encoding="utf-8", errors="replace").split()
 
 

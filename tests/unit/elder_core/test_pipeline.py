@@ -369,6 +369,33 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "most", "expected"),
+    [
+        ("avx512f amx_bf16", None, True),
+        ("avx512f amx_bf16", "DEFAULT", True),
+        ("avx512f amx_bf16", "avx512_core_amx", True),
+        ("avx512f amx_bf16", "AVX512_CORE_FP16", False),
+        ("avx512f", None, False),
+        ("avx512f", "AVX512_CORE_AMX", False),
+    ],
+)
+def test_a_cpu_learns_in_bfloat16_where_it_has_amx_and_may_use_it(
+    flags: str, most: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t: fpu {flags}\n")
+    monkeypatch.setattr(devices, "CPUINFO", tmp_path / "cpuinfo")
+    if most is None:
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    else:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    devices._has_amx.cache_clear()
+    try:
+        assert devices.computes_in_bfloat16(torch.device("cpu")) is expected
+    finally:
+        devices._has_amx.cache_clear()
+
+
+@pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
