@@ -324,10 +324,10 @@ def main() -> int:
         sys.exit(f"There are no rows {sorted(unknown)}. Rows: {', '.join(recipe.name for recipe in recipes)}.")
     wanted = [recipe for recipe in recipes if not options.rows or recipe.name in {*options.rows, "elder"}]
     if output.exists():
-        result.rows = _kept(Result.model_validate_json(output.read_bytes()), result, recipes)
+        result.rows = _kept(Result.model_validate_json(output.read_bytes()), result, recipes, _machine(device))
     for seed in options.seeds:
         for ratio in options.ratios:
-            for row in _rows(bench, wanted, ratio, seed, result.rows):
+            for row in _rows(bench, wanted, ratio, seed, result.rows):  # rows that it makes again stay until then
                 key = (row.name, row.ratio, row.seed)
                 result.rows = [one for one in result.rows if (one.name, one.ratio, one.seed) != key] + [row]
                 _write(result, output)
@@ -335,13 +335,19 @@ def main() -> int:
     return 0
 
 
-def _kept(old: Result, new: Result, recipes: Sequence[Recipe]) -> list[Row]:
-    """The rows of an earlier run that are as this one would make them."""
+def _kept(old: Result, new: Result, recipes: Sequence[Recipe], machine: str) -> list[Row]:
+    """The rows of an earlier run, but for those of recipes that are no more."""
     for name in ("revision", "text_sha256", "windows"):
         if getattr(old, name) != getattr(new, name):
             sys.exit(f"The file to go on with has another {name}; give another --output or remove it.")
-    known = {recipe.name: recipe for recipe in recipes}
-    return [row for row in old.rows if row.name in known and _made_by(row, known[row.name])]
+    arithmetic = {row.machine.rpartition(", ")[2] for row in old.rows} - {machine.rpartition(", ")[2]}
+    if arithmetic:
+        sys.exit(
+            f"The file to go on with has rows made in {' and '.join(sorted(arithmetic))}, and here is {machine}; give "
+            "another --output, or see benchmarks/README.md for how to compute as there."
+        )
+    known = {recipe.name for recipe in recipes}
+    return [row for row in old.rows if row.name in known]
 
 
 def _made_by(row: Row, recipe: Recipe) -> bool:
@@ -381,7 +387,8 @@ def _rows(bench: Bench, recipes: Sequence[Recipe], ratio: float, seed: int, done
     count = round(ratio * len(decoder_layers(bench.dense)))
     chosen: Chosen = {}
     for recipe in recipes:
-        if recipe.name in there and _spent_alike(there[recipe.name], there["elder"]):
+        row = there.get(recipe.name)
+        if row is not None and _made_by(row, recipe) and _spent_alike(row, there["elder"]):
             continue
         budget = None
         if recipe.trained and recipe.name != "elder":

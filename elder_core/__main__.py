@@ -74,7 +74,11 @@ def prune(
     seed: Seed = 0,
     device: Device = "auto",
     journal: Annotated[
-        Path | None, typer.Option(help="Folder for what is found on the way; the same command goes on from it.")
+        Path | None,
+        typer.Option(
+            help="Folder for what is found on the way; the same command goes on from it, with another --out where the "
+            "checkpoint is there already."
+        ),
     ] = None,
 ) -> None:
     """Remove layers from a model."""

@@ -36,11 +36,6 @@ def choose(job: Job, method: Method, context: Context) -> Selection:
         UnsupportedArchitecture, NonFiniteLoss, Cancelled: see expressible.chooser.
     """
     if job.spec.layers is not None:
-        if job.spec.method_as_run != job.spec.method:
-            context.monitor.warn(
-                "gate_fraction had no effect: the job names its layers, so no layer weights are learnt, and training "
-                "has the whole budget. Leave gate_fraction or layers out."
-            )
         return named_layers(job.spec.layers)
     assert job.count is not None
     return chooser(method, context, (job.count,))(job.count)

@@ -26,6 +26,7 @@ from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.methods.base import Context, Method
 from elder_core.monitor import Monitor
 from elder_core.overlap import Parted, check_sources, part
+from elder_core.parameters import TrainingParameters
 from elder_core.registry import find_method
 from elder_core.sizes import count_to_remove
 from elder_core.spec import JobSpec
@@ -94,7 +95,7 @@ def resolve(spec: JobSpec, sources: Sources, device: str) -> Job:
 
 
 def tokenize(job: Job, monitor: Monitor) -> Texts:
-    """The job's texts as tokens; warns of what makes its result worth less.
+    """The job's texts as tokens; warns of what makes its result worth less, and of settings without effect.
 
     Raises:
         TextEmpty, TextTooShort, CalibrationTooSmall, PromptEmpty: a text is not enough for this model's tokenizer.
@@ -150,3 +151,6 @@ def _warn(job: Job, sequences: int, monitor: Monitor) -> None:
         )
     for warning in (*filter(None, [job.evaluation.warning()]), *job.source.info.warnings):
         monitor.warn(warning)
+    if isinstance(job.spec.method, TrainingParameters):
+        for sentence in job.spec.method.without_effect(layers_named=job.spec.layers is not None):
+            monitor.warn(sentence)

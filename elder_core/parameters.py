@@ -7,7 +7,7 @@ the command line and the documentation come from these declarations. A method's 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -55,7 +55,8 @@ class Weights(StrEnum):
     """Which weights training changes."""
 
     FULL = "full"
-    LORA = "lora"  # a low-rank addition to every matrix of the decoder layers, merged in the end (arXiv 2106.09685)
+    LORA = "lora"  # a low-rank addition to every matrix of the decoder layers' own modules, merged in the end (arXiv
+    # 2106.09685); experts that are stored fused stay as they are, with a warning
 
 
 BUDGETS = ("tokens", "updates", "seconds")
@@ -99,6 +100,27 @@ class TrainingParameters(Strict):
     )
     weights: Weights = Field(default=Weights.FULL, description="Which weights training changes.")
     lora_rank: int = Field(default=16, ge=1, le=4096, description="Rank of the addition, where weights is lora.")
+
+    of_training: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "batch_size",
+        "learning_rate",
+        "matching",
+        "weights",
+        "lora_rank",
+    )
+
+    def without_effect(self, *, layers_named: bool) -> Iterator[str]:
+        """What to say of settings that are not their defaults and change nothing; `layers_named`: by the job."""
+        if not self.trains:
+            yield from self._idle(self.of_training, "the budget of training is 0. Give tokens, updates or seconds")
+        elif self.weights is Weights.FULL:
+            yield from self._idle(("lora_rank",), "weights is full. Give lora")
+
+    def _idle(self, names: Iterable[str], why: str) -> Iterator[str]:
+        fields = type(self).model_fields
+        if named := [name for name in names if getattr(self, name) != fields[name].default]:
+            yield f"{' and '.join(named)} had no effect: {why}, or leave {'it' if len(named) == 1 else 'them'} out."
 
     @property
     def taught(self) -> bool:
@@ -174,8 +196,9 @@ class ElderParameters(TrainingParameters):
         default=0.5,
         gt=0,
         le=1,
-        description="Share of the layers whose weights are in effect, and learn, in one update; the layers take turns, "
-        "and the others stay whole. 1 weights all at once, as the paper does.",
+        description="Share of the layers whose weights are in effect, and learn, in one update, at most; the layers "
+        "take turns in as few equal parts as that allows, and the others stay whole. 1 weights all at once, as the "
+        "paper does.",
     )
     layers_per_round: int | None = Field(
         default=None,
@@ -260,12 +283,39 @@ class ElderParameters(TrainingParameters):
             anneal_fraction=0.0,
         )
 
-    def without_effect(self) -> Iterator[str]:
-        """Settings of stage 2 that were given and change nothing, because there is nothing left to penalise."""
-        if self.anneal_fraction is None:
-            for name in ("penalty", "norm", "recovery_fraction"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    yield name
+    of_training: ClassVar[tuple[str, ...]] = (
+        *TrainingParameters.of_training,
+        "penalty",
+        "norm",
+        "anneal_fraction",
+        "recovery_fraction",
+    )
+
+    def without_effect(self, *, layers_named: bool) -> Iterator[str]:
+        yield from super().without_effect(layers_named=layers_named)
+        if self.trains and self.anneal_fraction is None:
+            yield from self._idle(
+                ("penalty", "norm", "recovery_fraction"),
+                "the chosen layers are gone from the first update on. Give anneal_fraction, as 0, which keeps them as "
+                "the paper does, or as the share of training over which they fade",
+            )
+        fields = type(self).model_fields
+        search = [name for name in fields if name.startswith("search_")]
+        if layers_named:
+            learning = [name for name in fields if name.startswith("gate")]
+            yield from self._idle(
+                (*learning, "layers_per_round", *search),
+                "the job names its layers, so no layer weights are learnt, and training has the whole budget. Give "
+                "a ratio instead",
+            )
+        elif not self.searched:
+            why = "no search follows. Give search_samples"
+            if self.layers_per_round is not None:
+                why = "no search follows where layers_per_round is given. Give it as null"
+            elif not self.search_width:
+                why = "no search follows where search_width is 0. Give 1 or more"
+            given = [name for name in search if getattr(self, name)]  # 0 means that there is to be none
+            yield from self._idle(given, why)
 
     @property
     def training_share(self) -> Fraction:
@@ -273,7 +323,7 @@ class ElderParameters(TrainingParameters):
 
     def turn(self, layers: int) -> int:
         """Updates of the layer weights in which so many layers are all in effect once."""
-        return min(layers, round(1 / self.gate_share))
+        return min(layers, math.ceil(1 / Fraction(str(self.gate_share))))
 
     def rounds(self, count: int) -> int:
         """Rounds of learning in which `count` layers are chosen."""
@@ -373,6 +423,11 @@ class ShortenedLlamaParameters(BaselineParameters):
     protect_first: int = Field(default=4, ge=0, le=1000, description="First layers that the taylor criterion keeps.")
     protect_last: int = Field(default=2, ge=0, le=1000, description="Last layers that the taylor criterion keeps.")
     scoring_samples: int | None = _scoring_samples(24, "each without every layer in turn")
+
+    def without_effect(self, *, layers_named: bool) -> Iterator[str]:
+        yield from super().without_effect(layers_named=layers_named)
+        if self.criterion is Criterion.PERPLEXITY:
+            yield from self._idle(("protect_first", "protect_last"), "criterion is perplexity. Give taylor")
 
 
 class EvoPressParameters(BaselineParameters):

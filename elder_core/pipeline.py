@@ -65,8 +65,8 @@ def run(
 
     What can be refused is refused before the model is loaded. The checkpoint appears in `model_dir` whole, or not at
     all, and it is that checkpoint, loaded again, that is evaluated; a run that ends while evaluating leaves it there.
-    What it finds on the way goes to `journal`; given that again, the same run goes on from it, and on a CPU ends with
-    the same checkpoint to the bit, where the budget is not one of time.
+    What it finds on the way goes to `journal`; given that again, the same run goes on from it, and on a CPU like that
+    before ends with the same checkpoint to the bit, where the budget is not one of time.
 
     Raises:
         ElderError: see elder_core.errors.

@@ -63,9 +63,10 @@ class Context:
 class Selection:
     """`removed`, ascending, and the `weights` of all layers, small meaning removable, that they were chosen by.
 
-    `weights` is None where there are none: the caller named the layers, or the method judges sets of layers only.
-    `weight_label` says in a few words what a weight is. `chosen` is what the method chose, where that could not be
-    removed and `removed` stands in for it (elder_core.methods.expressible).
+    Where a search exchanged some of them, `weights` are what it began with; None where there are none: the caller named
+    the layers, or the method judges sets of layers only. `weight_label` says in a few words what a weight is. `chosen`
+    is what the method chose, where that could not be removed and `removed` stands in for it
+    (elder_core.methods.expressible).
     """
 
     removed: tuple[int, ...]

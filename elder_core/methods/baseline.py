@@ -34,8 +34,9 @@ class Baseline(Method, Generic[P]):
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         trains = not Budget.of(self.parameters, context.windows.shape[1]).nothing
-        teacher: Teacher | None = None
-        if trains and self.parameters.taught:
+        compensates = type(self).compensate is not Baseline.compensate
+        teacher: Teacher | None = None  # the model as training finds it, unless it was changed by then
+        if trains and compensates and self.parameters.taught:
             teacher = Teacher(frozen_copy(context.model, parameters_only_in(context.model, removed)))
         self.compensate(context, removed)
         return train(context, self.parameters, removed, teacher=teacher)

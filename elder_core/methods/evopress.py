@@ -98,8 +98,11 @@ class EvoPress(ScoringBaseline[EvoPressParameters]):
 
     def _promising(self, context: Context, search: _Search, sets: Sequence[Layers], step: int) -> list[Layers]:
         """`sets` by KL on the few windows of this step, the best first."""
-        reference = Reference.of(context.model, context.batch(step, self.parameters.first_samples))
-        divergences = list(reference.kl_without(sets, like=search.parent))
+        divergences = np.zeros(len(sets))
+        for part in context.in_parts(context.batch(step, self.parameters.first_samples)):
+            divergences += len(part) * np.array(
+                list(Reference.of(context.model, part).kl_without(sets, like=search.parent))
+            )
         return [sets[place] for place in np.argsort(divergences, kind="stable")]
 
     def _measure(self, context: Context, search: _Search, sets: Sequence[Layers], text: Sequence[Reference]) -> None:

@@ -15,7 +15,9 @@ from elder_core.devices import autocast, computes_in_bfloat16
 from elder_core.gates import observed
 from elder_core.methods.mathematics import kl_divergence, next_token_cross_entropy
 from elder_core.parameters import Loss
-from elder_core.surgery import decoder_layers
+from elder_core.surgery import decoder_layers, row_of
+
+FREQUENCIES = "inv_freq"  # what the names of all of transformers' buffers of them end with
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,18 @@ def logits_of(model: PreTrainedModel, ids: Tensor, positions: Tensor | None = No
 def frozen_copy(model: PreTrainedModel, idle: Iterable[nn.Parameter] = ()) -> PreTrainedModel:
     """A copy that later training leaves alone; in bfloat16 where it computes in that anyway.
 
-    The parameters `idle`, which will not be trained, share their memory with the copy's.
+    What the architecture keeps in float32 stays so, and so do the frequencies of rotary positions: rounded to bfloat16
+    they would turn far positions by radians. The parameters `idle`, which will not be trained, share their memory with
+    the copy's.
     """
     shared = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in idle}
     twin = copy.deepcopy(model, shared).requires_grad_(False)
-    return twin.to(torch.bfloat16) if computes_in_bfloat16(twin.device) else twin
+    if computes_in_bfloat16(twin.device):
+        row = row_of(model)
+        for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+            if tensor.is_floating_point() and not name.endswith(FREQUENCIES) and not row.keeps_float32(name):
+                tensor.data = tensor.data.to(torch.bfloat16)
+    return twin
 
 
 def loss_of(model: PreTrainedModel, ids: Tensor, loss: Loss, wanted: Tensor | None) -> Tensor:

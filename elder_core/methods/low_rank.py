@@ -46,9 +46,20 @@ class LowRank(nn.Module):
             return (weight + (self.b @ self.a).to(weight.dtype)).to(dtype)
 
 
+def reached(layers: Sequence[nn.Module]) -> float:
+    """Share of the numbers in the matrices of `layers`, fused ones too, that `low_rank` gives additions to."""
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    matrices = sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
+    own = [_matrix(module) for layer in layers for module in layer.modules()]
+    return sum(weight.numel() for weight in own if weight is not None) / max(1, matrices)
+
+
 @contextmanager
 def low_rank(model: PreTrainedModel, layers: Sequence[nn.Module], rank: int, *, seed: int) -> Iterator[list[LowRank]]:
-    """Give every matrix of `layers` an addition, the only thing that learns; it is merged when the context is left."""
+    """Give every module of `layers` with a matrix for a weight an addition, the only thing that learns.
+
+    It is merged when the context is left. Experts that are stored fused, one tensor for all of them, get none.
+    """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)

@@ -24,7 +24,7 @@ from elder_core.journal import Entry
 from elder_core.methods.base import Context
 from elder_core.methods.kept import numbered, optimizer_tensors, overwrite, restore_optimizer
 from elder_core.methods.losses import Teacher, frozen_copy, leaving, loss_of
-from elder_core.methods.low_rank import low_rank, switched_off
+from elder_core.methods.low_rank import low_rank, reached, switched_off
 from elder_core.methods.mathematics import annealed_gate, centred_cosine_distance, delta_norm, learning_rate_at
 from elder_core.parameters import Gate, Norm, TrainingParameters, Weights
 from elder_core.spec import TrainingPoint
@@ -37,6 +37,7 @@ CLIP_NORM = 1.0
 RATE_TIMES_WIDTH = 0.13
 RATE_TIMES_WIDTH_MATCHED = 0.19  # where hidden states are matched, which bears larger steps
 LORA_RATE_FACTOR = 10
+REACHED_BY_LORA = 0.9  # of a layer's matrices, below which it is told
 
 ROUNDING = 1e-9
 KEPT_SHARE = 0.1  # of the budget, between two states that a failing run may be put back to
@@ -151,6 +152,11 @@ class _Run:
             if self._parameters.weights is Weights.LORA:
                 layers = decoder_layers(self._model)
                 chosen = [layer for index, layer in enumerate(layers) if self._fading or index not in self._removed]
+                if (share := reached(chosen)) < REACHED_BY_LORA:
+                    self._context.monitor.warn(
+                        f"weights lora trains additions to {share:.0%} of the numbers in the layers' matrices: experts "
+                        "that are stored fused stay as they are. Give weights as full to train all of them."
+                    )
                 additions = stack.enter_context(
                     low_rank(self._model, chosen, self._parameters.lora_rank, seed=self._context.seed)
                 )
@@ -175,6 +181,7 @@ class _Run:
         state = _State(self._learning, self._peak, _Watch(self._learning, self._context))
         if page.recalled is not None:
             state.restore(page.recalled)
+            page.recalled = None  # with both moments and the weights kept it is four times as large as what learns
         before, after = self._budget.shares(state.update, state.seconds)
         while before < 1:
             loss, gate = self._update(state, before, after)
@@ -316,7 +323,7 @@ class _Watch:
         self._recent: list[float] = []  # losses that the next one may be compared with
         self._gate = 0.0
         self._kept_at = 0.0
-        self.kept = self._copy()
+        self.kept = [parameter.detach().to("cpu", copy=True) for parameter in learning]
 
     def went_wrong(self, loss: float, update: int, share: float, gate: float) -> bool:
         """Whether this update's loss is no number or has run away; if so the weights are the last good ones again.
@@ -332,7 +339,8 @@ class _Watch:
         if not self._bad(loss):
             self._recent = [*self._recent[-RECENT + 1 :], loss]
             if share >= self._kept_at + KEPT_SHARE - ROUNDING:
-                self.kept, self._kept_at = self._copy(), share
+                self._keep()
+                self._kept_at = share
             return False
         if update == 0 or self._returns == MOST_RETURNS:
             raise NonFiniteLoss(
@@ -383,8 +391,10 @@ class _Watch:
             f"{why}: the weights were put back to those at {self._kept_at:.0%} of the budget, and {then}."
         )
 
-    def _copy(self) -> list[Tensor]:
-        return [parameter.detach().to("cpu", copy=True) for parameter in self._learning]
+    @torch.no_grad()
+    def _keep(self) -> None:
+        for parameter, kept in zip(self._learning, self.kept, strict=True):
+            kept.copy_(parameter)
 
 
 def _without(parameters: Iterable[nn.Parameter], idle: Sequence[nn.Parameter]) -> list[nn.Parameter]:

@@ -9,10 +9,10 @@ from elder_core import inspection
 from elder_core.inspection import Sources
 from elder_core.parameters import TrainingParameters, Weights
 from elder_core.spec import JobSpec
-from elder_core.weight_files import weight_files
 
-# Of the weights' own bytes. Training all of them keeps a gradient and AdamW's two moments beside each.
-TRAINING_COPIES = 4
+# Bytes of a weight that learns: itself in float32, its gradient and AdamW's two moments; of another: in bfloat16.
+LEARNING, RESTING = 16, 2
+USUAL_SHARE = 0.5  # of the layers, at most, that a target takes out: how many they are is found by the job itself
 
 
 class Device(StrEnum):
@@ -55,15 +55,19 @@ def gigabytes(size_bytes: int) -> str:
 def estimated_memory(spec: JobSpec, sources: Sources) -> int | None:
     """Bytes below which the job surely does not run; None of a hub model, whose files are not here.
 
-    The weights as they are stored, and what training them takes. Activations and the weights' copies on the way come
-    on top, so a worker that has just as much may still be too small.
+    The weights as they are stored; where all that stay are trained, what that takes, the removed layers and the
+    unpruned model that is asked. Activations and copies on the way come on top, so a worker that has just as much may
+    still be too small.
 
     Raises:
         ModelError: there is no such model.
     """
     if inspection.is_hub_id(spec.model.id):
         return None
-    weights = sum(file.stat().st_size for file in weight_files(inspection.local_model(spec.model.id, sources)))
+    info = inspection.inspect_checkpoint(inspection.local_model(spec.model.id, sources))
     method = spec.method
-    trains_all = isinstance(method, TrainingParameters) and method.trains and method.weights is Weights.FULL
-    return weights * (TRAINING_COPIES if trains_all else 1)
+    if not isinstance(method, TrainingParameters) or not method.trains or method.weights is Weights.LORA:
+        return info.weight_bytes
+    removed = USUAL_SHARE if spec.target is not None else spec.count_to_remove(info.layers) / info.layers
+    resting = 1.0 if method.taught else removed
+    return max(info.weight_bytes, round(info.weights * ((1 - removed) * LEARNING + resting * RESTING)))

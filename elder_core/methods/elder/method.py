@@ -32,11 +32,6 @@ class Elder(Method):
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         parameters = self.parameters
-        if ignored := " and ".join(parameters.without_effect()):
-            context.monitor.warn(
-                f"{ignored} had no effect: where anneal_fraction is null the chosen layers are gone from the first "
-                "update on. Give 0, which keeps them as the paper does, or the share of training over which they fade."
-            )
         fraction = parameters.anneal_fraction
         fading = None
         if fraction is not None:

@@ -66,11 +66,6 @@ def chooser(context: Context, parameters: ElderParameters, counts: Sequence[int]
         NonFiniteLoss, Cancelled: see Method.select.
     """
     if parameters.layers_per_round is not None:
-        if parameters.search_samples:
-            context.monitor.warn(
-                "search_samples had no effect: where layers_per_round is given no search follows. Leave one of them "
-                "out."
-            )
         return cache(_Rounds(context, parameters, parameters.layers_per_round, max(counts)).select)
     found = learn(context, parameters, [], counts=counts, allowed=Allowed.of(parameters, context, rounds=1))
     context.note_repetition("the layer weights", found.steps, parameters.gate_batch_size)
@@ -78,7 +73,13 @@ def chooser(context: Context, parameters: ElderParameters, counts: Sequence[int]
     if not parameters.searched:
         return cache(lambda count: _selection(ranked[:count], found.weights, found.points(0)))
     scores = cache(lambda: Scores(context, parameters))
-    return cache(lambda count: _selection(refine(scores(), ranked, count), found.weights, found.points(0)))
+
+    def searched(count: int) -> Selection:
+        refined = refine(scores(), ranked, count)
+        exchanged = len(set(ranked[:count]) - set(refined))
+        return _selection(refined, found.weights, found.points(0), exchanged=exchanged)
+
+    return cache(searched)
 
 
 class _Rounds:
@@ -153,11 +154,15 @@ class Allowed:
         return min(self.updates, max(steps, round(steps * self.seconds / max(seconds, 1e-9))))
 
 
-def _selection(removed: Collection[int], weights: Tensor, path: tuple[GatePoint, ...]) -> Selection:
+def _selection(
+    removed: Collection[int], weights: Tensor, path: tuple[GatePoint, ...], *, exchanged: int = 0
+) -> Selection:
+    """`exchanged`: how many layers of the smallest weights a search gave back for others."""
+    label = "learnt weight, 1 kept to 0 removed"
     return Selection(
         removed=tuple(sorted(removed)),
         weights=tuple(weights.tolist()),
-        weight_label="learnt weight, 1 kept to 0 removed",
+        weight_label=f"{label}; a search then exchanged {exchanged}" if exchanged else label,
         gate_path=path,
     )
 
@@ -200,21 +205,27 @@ def learn(
             step = first + learning.steps
             ids = context.batch(step, parameters.gate_batch_size)
             chosen = dealt(active, turn, seed=context.seed, step=step)
-            wanted = teacher(ids) if teacher else None
-            with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
-                loss = loss_of(context.model, ids, parameters.gate_loss, wanted)
-            if warning := learning.step(loss, chosen, step + 1):
+            loss, gradient = 0.0, torch.zeros_like(weights)
+            for part in context.in_parts(ids):
+                wanted = teacher(part) if teacher else None
+                with bypassed(context.model, bypass), gated(layers, weights, parameters.gate, chosen):
+                    found = len(part) / len(ids) * loss_of(context.model, part, parameters.gate_loss, wanted)
+                loss += found.item()
+                gradient += torch.autograd.grad(found, weights)[0]
+            if warning := learning.step(loss, gradient, chosen, step + 1):
                 context.monitor.warn(warning)
             page.offer(learning.entry)
             mean = float(weights.detach()[active].mean())
             each = allowed.expected_updates(learning.steps, learning.seconds)
-            context.monitor.step(number * each + learning.steps, rounds * each, loss=loss.item(), gate_mean=mean)
+            context.monitor.step(number * each + learning.steps, rounds * each, loss=loss, gate_mean=mean)
     learning.require_path()
     page.keep(learning.entry())
-    if parameters.gate_patience and not learning.settled and learning.steps < parameters.gate_steps:
+    if parameters.gate_patience and not learning.settled:
+        ended, remedy = f"gate_steps {parameters.gate_steps}", "give more gate_steps"
+        if learning.steps < parameters.gate_steps:
+            ended, remedy = f"gate_fraction {parameters.gate_fraction:g}", "give a larger gate_fraction or budget"
         context.monitor.warn(
-            f"gate_fraction {parameters.gate_fraction:g} ended the learning of layer weights before it was settled "
-            "which of them are smallest; give a larger gate_fraction or budget."
+            f"{ended} ended the learning of layer weights before it was settled which of them are smallest; {remedy}."
         )
     return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses), learning.steps)
 
@@ -239,8 +250,8 @@ class _Learning:
         """Time spent on the round, without that between the end of one process and the next one's beginning."""
         return time.monotonic() - self._started
 
-    def step(self, loss: Tensor, chosen: list[int], number: int) -> str | None:
-        """Update number `number`: of the `chosen` weights, by the gradient of `loss`, which they were in effect for.
+    def step(self, loss: float, gradient: Tensor, chosen: list[int], number: int) -> str | None:
+        """Update number `number`: of the `chosen` weights, in effect for `loss` and its `gradient` `[layers]`.
 
         Where a number comes out of neither, go back to where it did at half the rate, and answer what to say of it.
 
@@ -248,16 +259,15 @@ class _Learning:
             NonFiniteLoss: there is no update of the `chosen` weights to take back, or it is one time too many.
         """
         self.steps += 1
-        value = loss.item()
-        if not math.isfinite(value):
-            return self._go_back(f"The loss of the layer weights became {value} at update {number}", self._kept(chosen))
-        self._update(loss, chosen)
+        if not math.isfinite(loss):
+            return self._go_back(f"The loss of the layer weights became {loss} at update {number}", self._kept(chosen))
+        self._update(gradient, chosen)
         weights = self._weights.detach().cpu().clone()
         if not bool(weights.isfinite().all()):
             return self._go_back(
                 f"The layer weights became {float(weights[chosen].sum())} at update {number}", len(self.path)
             )
-        self._note(weights, value)
+        self._note(weights, loss)
         return None
 
     def require_path(self) -> None:
@@ -374,7 +384,7 @@ def dealt(active: list[int], hands: int, *, seed: int, step: int) -> list[int]:
 
 
 class _Update(ABC):
-    """What one loss does, in place, to those of `weights` `[layers]` that were in effect."""
+    """What the gradient of a loss does, in place, to those of `weights` `[layers]` that were in effect."""
 
     optimizer: torch.optim.Optimizer | None = None
     rate_factor = 1.0
@@ -384,7 +394,7 @@ class _Update(ABC):
         self._weights = weights
 
     @abstractmethod
-    def __call__(self, loss: Tensor, chosen: list[int]) -> None: ...
+    def __call__(self, gradient: Tensor, chosen: list[int]) -> None: ...
 
 
 class _Adam(_Update):
@@ -394,12 +404,12 @@ class _Adam(_Update):
         super().__init__(parameters, weights)
         self.optimizer = torch.optim.Adam([weights], lr=parameters.gate_rate)
 
-    def __call__(self, loss: Tensor, chosen: list[int]) -> None:
+    def __call__(self, gradient: Tensor, chosen: list[int]) -> None:
         weights = self._weights
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate_factor * self._parameters.gate_rate
-        self.optimizer.zero_grad()
-        (loss + self._parameters.gate_penalty * weights[chosen].abs().sum()).backward()  # type: ignore[no-untyped-call]
+        weights.grad = gradient.clone()
+        weights.grad[chosen] += self._parameters.gate_penalty * weights.detach()[chosen].sign()
         resting = weights.detach().clone()
         self.optimizer.step()
         resting[chosen] = weights.detach()[chosen]
@@ -408,8 +418,7 @@ class _Adam(_Update):
 
 
 class _Proximal(_Update):
-    def __call__(self, loss: Tensor, chosen: list[int]) -> None:
-        (gradient,) = torch.autograd.grad(loss, self._weights)
+    def __call__(self, gradient: Tensor, chosen: list[int]) -> None:
         stepped = proximal_step(
             self._weights.detach()[chosen],
             gradient[chosen],

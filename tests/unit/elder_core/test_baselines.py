@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from elder_core.architectures import table
 from elder_core.errors import Cancelled, NonFiniteLoss, UnsupportedArchitecture
+from elder_core.methods import base
 from elder_core.methods.base import Context
 from elder_core.methods.baseline import Baseline
 from elder_core.methods.blocks import best_block, block_distances, boundary_states
@@ -283,6 +284,15 @@ def test_evopress_finds_the_best_set_of_a_small_model(tiny_llama: PreTrainedMode
     assert found.removed == tuple(sorted(sets[int(divergences.argmin())]))
     assert found.weights is None
     assert f"{divergences.min():.2g}"[:3] in found.weight_label
+
+
+def test_evopress_orders_sets_alike_by_a_batch_in_parts(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = EvoPressParameters(generations=4, offspring=6, first_samples=4)
+    whole = EvoPress(parameters).select(context_of(tiny_llama), 3)
+    monkeypatch.setattr(base, "LOGITS_BYTES", 4 * 16 * 257)  # one sequence
+    assert EvoPress(parameters).select(context_of(tiny_llama), 3).removed == whole.removed
 
 
 def test_blocks_of_neighbours() -> None:

@@ -109,6 +109,11 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
         if row["name"] == "uidl + distil":
             row["parameters"]["then"]["learning_rate"] = 1e-5
     output.write_text(json.dumps(stored), encoding="utf-8")
+    every, rows = rows, ["elder"]
+    kept = run()
+    assert {name: row["made_at"] for name, row in kept.items()} == {name: row["made_at"] for name, row in made.items()}
+
+    rows = every
     renewed = {name for name, row in run().items() if row["made_at"] != made[name]["made_at"]}
     assert renewed == {
         "elder untrained",  # by its search_width
@@ -117,3 +122,7 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
         "uidl + distil",
         "ablation: hidden states not matched",
     }
+
+    monkeypatch.setattr(quality, "_machine", lambda _: "a machine, 1 threads, float16")
+    with pytest.raises(SystemExit, match="and here is a machine, 1 threads, float16; give another --output"):
+        run()

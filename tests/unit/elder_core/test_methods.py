@@ -14,15 +14,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from elder_core.errors import Cancelled, NonFiniteLoss
-from elder_core.methods import training
-from elder_core.methods.base import Context, Method
+from elder_core.methods import base, training
+from elder_core.methods.base import Context, Method, Selection
 from elder_core.methods.elder import selection
 from elder_core.methods.elder.method import Elder
 from elder_core.methods.elder.search import Scores, refine
+from elder_core.methods.mathematics import ranking
 from elder_core.methods.prefix import Prefix
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.monitor import Monitor
-from elder_core.parameters import ElderParameters, GateOptimizer, Norm, ShortGptParameters
+from elder_core.parameters import (
+    Criterion,
+    ElderParameters,
+    GateOptimizer,
+    Loss,
+    Norm,
+    ShortenedLlamaParameters,
+    ShortGptParameters,
+    TrainingParameters,
+    Weights,
+)
 from elder_core.registry import METHODS
 from elder_core.surgery import bypassed, decoder_layers
 
@@ -37,6 +48,10 @@ PAPER = ElderParameters.of_the_paper().model_copy(
 def context_of(model: PreTrainedModel, *, samples: int = 8, monitor: Monitor | None = None) -> Context:
     windows = torch.randint(1, 257, (samples, 16), generator=torch.Generator().manual_seed(0))
     return Context(model=model, windows=windows, seed=0, device=torch.device("cpu"), monitor=monitor or Monitor())
+
+
+def path_of(found: Selection) -> Tensor:
+    return torch.tensor([point.weights for point in found.gate_path])
 
 
 def refined(model: PreTrainedModel, parameters: ElderParameters, ranked: list[int], count: int) -> Collection[int]:
@@ -90,11 +105,11 @@ def test_layers_that_do_nothing_are_found(tiny_llama: PreTrainedModel, method: M
     assert method.select(context_of(tiny_llama), 2).removed == (1, 4)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.3, 0.01])
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.5, 0.3, 0.01])
 def test_all_layers_are_dealt_before_any_comes_again(share: float) -> None:
     active = [0, 2, 3, 5, 7]
     hands = ElderParameters(gate_share=share).turn(5)
-    assert hands == {1.0: 1, 0.5: 2, 0.3: 3, 0.01: 5}[share]
+    assert hands == {1.0: 1, 0.7: 2, 0.5: 2, 0.3: 4, 0.01: 5}[share]
     for deal in range(3):
         seen = [
             layer for hand in range(hands) for layer in selection.dealt(active, hands, seed=1, step=deal * hands + hand)
@@ -285,20 +300,93 @@ def test_a_gradient_that_is_no_number_leaves_the_weights(
     assert any("The layer weights became nan at update 6" in warning for warning in context.monitor.warnings)
 
 
-def test_settings_without_effect_are_told(tiny_llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        (ElderParameters(penalty=5.0, norm=Norm.L1), "penalty and norm had no effect: the chosen layers are gone"),
+        (
+            ElderParameters(tokens=0, penalty=5.0, matching=1.0),
+            "matching and penalty had no effect: the budget of training is 0. Give tokens, updates or seconds, or "
+            "leave them out.",
+        ),
+        (ElderParameters(lora_rank=4), "lora_rank had no effect: weights is full. Give lora, or leave it out."),
+        (
+            ElderParameters(layers_per_round=1, search_samples=8),
+            "search_samples had no effect: no search follows where layers_per_round is given.",
+        ),
+        (ElderParameters(search_border=4), "search_border had no effect: no search follows. Give search_samples,"),
+        (
+            ElderParameters(tokens=0, search_samples=4, search_width=0),
+            "search_samples had no effect: no search follows where search_width is 0.",
+        ),
+        (
+            ShortenedLlamaParameters(protect_last=3),
+            "protect_last had no effect: criterion is perplexity. Give taylor, or leave it out.",
+        ),
+        (ShortGptParameters(loss=Loss.CROSS_ENTROPY), "loss had no effect: the budget of training is 0."),
+    ],
+)
+def test_settings_without_effect_are_told(parameters: TrainingParameters, told: str) -> None:
+    (sentence,) = parameters.without_effect(layers_named=False)
+    assert sentence.startswith(told)
+
+
+def test_settings_of_a_choice_that_the_job_makes_itself_are_told() -> None:
+    parameters = ElderParameters(gate_steps=9, gate_fraction=0.1, search_width=2)
+    (sentence,) = parameters.without_effect(layers_named=True)
+    assert sentence.startswith("gate_steps and gate_fraction and search_width had no effect: the job names its layers")
+    assert list(parameters.without_effect(layers_named=False)) == [
+        "search_width had no effect: no search follows. Give search_samples, or leave it out."
+    ]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        ElderParameters(),
+        ElderParameters(tokens=0),
+        ElderParameters(tokens=0, search_samples=4, search_border=4),
+        ElderParameters(penalty=5.0, anneal_fraction=0.0),
+        ElderParameters(weights=Weights.LORA, lora_rank=4),
+        PAPER,
+        ShortenedLlamaParameters(criterion=Criterion.TAYLOR, protect_last=3),
+        ShortGptParameters(updates=3, loss=Loss.CROSS_ENTROPY),
+    ],
+)
+def test_nothing_is_said_of_settings_that_have_one(parameters: TrainingParameters) -> None:
+    assert not list(parameters.without_effect(layers_named=False))
+
+
+def test_learning_that_its_steps_end_before_it_is_settled_is_told(tiny_llama: PreTrainedModel) -> None:
     context = context_of(tiny_llama, samples=64)
-    Elder(QUICK.model_copy(update={"penalty": 5.0, "norm": Norm.L1})).regularize(context, (1,))
+    Elder(QUICK.model_copy(update={"gate_patience": 50})).select(context, 2)
     (warning,) = context.monitor.warnings
-    assert warning.startswith("penalty and norm had no effect: where anneal_fraction is null")
-    context = context_of(tiny_llama, samples=64)
-    Elder(SEARCHED.model_copy(update={"layers_per_round": 1})).select(context, 2)
-    (warning,) = context.monitor.warnings
-    assert warning.startswith("search_samples had no effect")
-    for parameters in (QUICK, PAPER.model_copy(update={"penalty": 5.0})):
-        context = context_of(tiny_llama, samples=64)
-        Elder(parameters).select(context, 2)
-        Elder(parameters).regularize(context, (1,))
-        assert context.monitor.warnings == []
+    assert warning.startswith("gate_steps 6 ended the learning of layer weights before it was settled")
+
+
+@pytest.mark.parametrize("optimizer", list(GateOptimizer))
+def test_weights_learnt_from_a_batch_in_parts_are_the_same(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, optimizer: GateOptimizer
+) -> None:
+    parameters = QUICK.model_copy(update={"gate_batch_size": 4, "gate_optimizer": optimizer})
+    whole = Elder(parameters).select(context_of(tiny_llama), 2)
+    monkeypatch.setattr(base, "LOGITS_BYTES", 4 * 16 * 257)  # one sequence
+    parts = Elder(parameters).select(context_of(tiny_llama), 2)
+    assert parts.weights == pytest.approx(whole.weights, abs=0.02)
+    assert [point.loss for point in parts.gate_path] == pytest.approx(
+        [point.loss for point in whole.gate_path], rel=0.05
+    )
+
+
+def test_layers_that_a_search_exchanged_are_told_of(tiny_llama: PreTrainedModel) -> None:
+    idle(tiny_llama, 1, 4)
+    assert Elder(LONG).select(context_of(tiny_llama), 2).weight_label == "learnt weight, 1 kept to 0 removed"
+    blind = SEARCHED.model_copy(update={"gate_learning_rate": 1e-6})  # its ranking is that of the first gradients
+    found = Elder(blind).select(context_of(tiny_llama), 2)
+    assert found.removed == (1, 4)
+    expected = len({1, 4} - set(ranking(torch.tensor(found.weights), path_of(found))[:2]))
+    assert expected
+    assert found.weight_label == f"learnt weight, 1 kept to 0 removed; a search then exchanged {expected}"
 
 
 def test_weights_stay_within_0_and_1_and_the_first_step_only_shrinks(tiny_llama: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,17 +16,21 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from elder_core.architectures.architecture import Architecture
 from elder_core.errors import NonFiniteLoss
 from elder_core.gates import observed
-from elder_core.methods import base, losses, training
+from elder_core.journal import Folder, Journal
+from elder_core.methods import base, baseline, losses, training
 from elder_core.methods.base import Context
 from elder_core.methods.losses import Teacher, frozen_copy, leaving, logits_of
 from elder_core.methods.low_rank import LowRank, low_rank, switched_off
 from elder_core.methods.mathematics import centred_cosine_distance
+from elder_core.methods.shortgpt import ShortGpt
 from elder_core.methods.training import Fading, train
-from elder_core.monitor import Monitor
+from elder_core.monitor import Monitor, Page
 from elder_core.parameters import ElderParameters, Loss, Norm, ShortGptParameters, TrainingParameters, Weights
 from elder_core.surgery import bypassed, decoder_layers
+from tests.unit.elder_core.families import build_tiny
 
 REMOVED = (2, 4)
 QUICK = TrainingParameters(updates=12, batch_size=2, learning_rate=3e-3)
@@ -171,6 +176,83 @@ def test_what_will_not_be_trained_is_shared_with_the_teacher(context: Context, m
         found = {name for name, parameter in twin.named_parameters() if parameter.data_ptr() in places.values()}
         assert found == shared
     assert all(parameter.requires_grad for parameter in context.model.parameters())
+
+
+def test_the_teacher_of_a_model_in_bfloat16_answers_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far positions too: rotary frequencies rounded to bfloat16 would turn them by another angle."""
+    monkeypatch.setattr(losses, "computes_in_bfloat16", lambda _: True)
+    model = build_tiny("llama", max_position_embeddings=1024).to(torch.bfloat16)
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = rotary.original_inv_freq = 1 / 10_000 ** (torch.arange(0, 8, 2) / 8)  # as it is loaded
+    twin = frozen_copy(model)
+    ids = torch.randint(1, 257, (1, 1024), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(logits_of(twin, ids), logits_of(model, ids))
+    assert twin.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_the_teacher_keeps_in_float32_what_the_architecture_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "computes_in_bfloat16", lambda _: True)
+    monkeypatch.setattr(Architecture, "keeps_float32", lambda _, name: name.endswith("norm.weight"))
+    kinds = {name: parameter.dtype for name, parameter in frozen_copy(build_tiny("llama")).named_parameters()}
+    assert {name for name, kind in kinds.items() if kind == torch.float32} == {
+        name for name in kinds if name.endswith("norm.weight")
+    }
+    assert kinds["model.embed_tokens.weight"] == torch.bfloat16
+
+
+def test_a_training_that_goes_on_lets_go_of_what_it_recalled(context: Context, tmp_path: Path) -> None:
+    context.monitor.journal = Journal(Folder(tmp_path), seconds=0)
+    context.monitor.journal.begin("the same run")
+    context.monitor.progress = lambda point: None if point.step < 5 else pytest.fail("ended")
+    with pytest.raises(pytest.fail.Exception, match="ended"):
+        train(context, QUICK, REMOVED)
+    monitor = Monitor(journal=Journal(Folder(tmp_path), seconds=0))
+    monitor.journal.begin("the same run")
+    pages: list[Page] = []
+    turn = monitor.page
+    monitor.page = lambda what: pages.append(turn(what)) or pages[-1]  # type: ignore[method-assign, func-returns-value]
+    held: list[bool] = []
+    monitor.progress = lambda _: held.append(pages[0].recalled is not None)
+    train(Context(context.model, context.windows, 0, context.device, monitor), QUICK, REMOVED)
+    assert monitor.resumptions == 1
+    assert held
+    assert len(held) < 12
+    assert not any(held)
+
+
+def test_the_weights_kept_are_refreshed_where_they_are(context: Context) -> None:
+    learning = list(context.model.parameters())
+    watch = training._Watch(learning, context)
+    places = [kept.data_ptr() for kept in watch.kept]
+    with torch.no_grad():
+        learning[0].add_(1)
+    assert not watch.went_wrong(1.0, 3, 0.5, 0.0)
+    assert [kept.data_ptr() for kept in watch.kept] == places
+    assert torch.equal(watch.kept[0], learning[0])
+
+
+@pytest.mark.parametrize(("weights", "copies"), [(Weights.LORA, 0), (Weights.FULL, 1)])
+def test_a_baseline_that_changes_no_weight_leaves_its_teacher_to_training(
+    context: Context, monkeypatch: pytest.MonkeyPatch, weights: Weights, copies: int
+) -> None:
+    made: list[PreTrainedModel] = []
+    for module in (training, baseline):
+        monkeypatch.setattr(module, "frozen_copy", lambda *given: made.append(frozen_copy(*given)) or made[-1])
+    parameters = ShortGptParameters(updates=2, weights=weights)
+    assert len(ShortGpt(parameters).regularize(context, REMOVED)) == 2
+    assert len(made) == copies
+
+
+def test_a_model_whose_experts_low_rank_additions_do_not_reach_is_told_of() -> None:
+    windows = torch.randint(1, 257, (8, 16), generator=torch.Generator().manual_seed(0))
+    told = {}
+    for family in ("llama", "mixtral"):
+        monitor = Monitor()
+        parameters = QUICK.model_copy(update={"weights": Weights.LORA, "updates": 1})
+        train(Context(build_tiny(family), windows, 0, torch.device("cpu"), monitor), parameters, (2,))
+        told[family] = [warning for warning in monitor.warnings if warning.startswith("weights lora trains")]
+    assert not told["llama"]
+    assert "experts that are stored fused stay as they are" in told["mixtral"][0]
 
 
 def test_a_stored_model_learns_in_float32_and_its_removed_layers_stay_as_they_are(context: Context) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from elder_core.errors import OutOfMemory
 from elder_core.inspection import Sources
-from elder_core.parameters import CutParameters
-from elder_core.spec import JobSpec, ModelRef, Progress, Stage
+from elder_core.parameters import CutParameters, ElderParameters, Loss, ShortGptParameters, Weights
+from elder_core.spec import JobSpec, ModelRef, Progress, Stage, Target
 from elder_service.db.engine import SessionFactory, database_now
 from elder_service.jobs import attempts, reconcile, repository, workers
 from elder_service.jobs.attempts import Claim, Outcome
-from elder_service.jobs.hardware import TRAINING_COPIES, Capacity, Device, Needs, estimated_memory
+from elder_service.jobs.hardware import Capacity, Device, Needs, estimated_memory
 from elder_service.jobs.outlook import Outlook, outlooks
 from elder_service.jobs.states import Status
 from tests.unit.elder_service.conftest import submit
@@ -193,12 +193,24 @@ def test_a_worker_that_falls_silent_is_not_there(sessions: SessionFactory) -> No
 
 def test_the_least_memory_is_that_of_the_weights_and_their_training() -> None:
     sources = Sources(model_roots=(), text_roots=())
-    trained = JobSpec(model=ModelRef(id="builtin:manuals-16l"), ratio=0.25)
+    model = ModelRef(id="builtin:manuals-16l")
+    trained = JobSpec(model=model, ratio=0.25)
     cut = JobSpec(model=ModelRef(id="builtin:manuals-16l"), layers=(3,), method=CutParameters())
     least = estimated_memory(cut, sources)
     assert least is not None
     assert 10**6 < least < 16e6
-    assert estimated_memory(trained, sources) == least * TRAINING_COPIES
+    numbers = 7_280_832  # in bfloat16
+    assert least == pytest.approx(2 * numbers, rel=0.01)
+
+    def of(**update: object) -> int | None:
+        return estimated_memory(trained.model_copy(update=update), sources)
+
+    assert of() == numbers * (16 * 3 // 4 + 2)  # weights, gradients and two moments of what stays, and a teacher
+    assert of(ratio=None, layers=(1, 2)) == numbers * (16 * 7 // 8 + 2)
+    assert of(ratio=None, target=Target(max_perplexity_increase=0.1)) == numbers * (16 // 2 + 2)
+    taught_by_text = ShortGptParameters(updates=1, loss=Loss.CROSS_ENTROPY)
+    assert of(method=taught_by_text) == numbers * (16 * 3 // 4 + 2 * 0.25)
+    assert of(method=ElderParameters(weights=Weights.LORA)) == of(method=ElderParameters(tokens=0)) == least
     assert estimated_memory(JobSpec(model=ModelRef(id="owner/on-the-hub"), ratio=0.25), sources) is None
 
 
