@@ -120,7 +120,7 @@ class Recipe:
     then: TrainingParameters | None = None
 
 
-def _recipes() -> tuple[Recipe, ...]:
+def recipes() -> tuple[Recipe, ...]:
     elder = ElderParameters()
     own = {"batch_size": elder.batch_size, "learning_rate": elder.learning_rate}
     distil, finetune = TrainingParameters(**own), TrainingParameters(loss=Loss.CROSS_ENTROPY, **own)
@@ -319,12 +319,12 @@ def main() -> int:
     bench = _bench(source, device, options)
     output = options.output or RESULTS / f"quality-{Path(options.model.rpartition(':')[2]).name}.json"
     result = _result(bench, source, options)
-    recipes = _recipes()
-    if unknown := set(options.rows or ()) - {recipe.name for recipe in recipes}:
-        sys.exit(f"There are no rows {sorted(unknown)}. Rows: {', '.join(recipe.name for recipe in recipes)}.")
-    wanted = [recipe for recipe in recipes if not options.rows or recipe.name in {*options.rows, "elder"}]
+    known = recipes()
+    if unknown := set(options.rows or ()) - {recipe.name for recipe in known}:
+        sys.exit(f"There are no rows {sorted(unknown)}. Rows: {', '.join(recipe.name for recipe in known)}.")
+    wanted = [recipe for recipe in known if not options.rows or recipe.name in {*options.rows, "elder"}]
     if output.exists():
-        result.rows = _kept(Result.model_validate_json(output.read_bytes()), result, recipes, _machine(device))
+        result.rows = _kept(Result.model_validate_json(output.read_bytes()), result, known, _machine(device))
     for seed in options.seeds:
         for ratio in options.ratios:
             for row in _rows(bench, wanted, ratio, seed, result.rows):  # rows that it makes again stay until then
@@ -340,7 +340,7 @@ def _kept(old: Result, new: Result, recipes: Sequence[Recipe], machine: str) -> 
     for name in ("revision", "text_sha256", "windows"):
         if getattr(old, name) != getattr(new, name):
             sys.exit(f"The file to go on with has another {name}; give another --output or remove it.")
-    arithmetic = {row.machine.rpartition(", ")[2] for row in old.rows} - {machine.rpartition(", ")[2]}
+    arithmetic = {_arithmetic(row.machine) for row in old.rows} - {_arithmetic(machine)}
     if arithmetic:
         sys.exit(
             f"The file to go on with has rows made in {' and '.join(sorted(arithmetic))}, and here is {machine}; give "
@@ -350,7 +350,7 @@ def _kept(old: Result, new: Result, recipes: Sequence[Recipe], machine: str) -> 
     return [row for row in old.rows if row.name in known]
 
 
-def _made_by(row: Row, recipe: Recipe) -> bool:
+def made_by(row: Row, recipe: Recipe) -> bool:
     """Whether the row has the recipe's settings; those that came after it have their defaults, as all was before.
 
     What a method does with the same settings may have changed since.
@@ -388,7 +388,7 @@ def _rows(bench: Bench, recipes: Sequence[Recipe], ratio: float, seed: int, done
     chosen: Chosen = {}
     for recipe in recipes:
         row = there.get(recipe.name)
-        if row is not None and _made_by(row, recipe) and _spent_alike(row, there["elder"]):
+        if row is not None and made_by(row, recipe) and _spent_alike(row, there["elder"]):
             continue
         budget = None
         if recipe.trained and recipe.name != "elder":
@@ -459,10 +459,13 @@ def _run(
 
 
 def _machine(device: torch.device) -> str:
-    """What computes, in a few words."""
+    """What computes, in a few words; the last is its arithmetic."""
     here = environment(device)
-    arithmetic = "bfloat16" if devices.computes_in_bfloat16(device) else "float32"
-    return f"{here.cpu if device.type == 'cpu' else here.device}, {here.threads} threads, {arithmetic}"
+    return f"{here.cpu if device.type == 'cpu' else here.device}, {here.threads} threads, {here.arithmetic}"
+
+
+def _arithmetic(machine: str) -> str:
+    return machine.rpartition(", ")[2]
 
 
 def _train(

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from elder_core.parameters import ElderParameters
+from quality import Row, made_by, recipes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,8 +47,8 @@ LEGEND = (
     "model's. *Same text*: share of a greedy continuation of 32 tokens before it leaves the dense model's. *Distinct*: "
     "share of distinct 3-grams in it. *Tokens* are of calibration text: different ones that were read to choose, "
     "and all that were read in training. *Minutes* are of choosing and training, with the counting of operations, on a "
-    "machine that was doing other things as well: they compare roughly. *Matching 12*: made before version 0.3.0, when "
-    "hidden states were compared as they are and the default had that weight."
+    "machine that was doing other things as well: they compare roughly. *Earlier*: made before a setting or the "
+    "method itself changed, such as the matching of hidden states with version 0.3.0; a run makes them anew."
 )
 
 
@@ -159,13 +159,12 @@ def _unequal(rows: Sequence[dict[str, Any]], own: dict[int, dict[str, Any]]) -> 
 
 
 def _earlier(rows: Sequence[dict[str, Any]]) -> str:
-    """What to say of rows in whose training hidden states weighed as in an earlier default."""
-    now = ElderParameters().matching
-    weights = {
-        (row["parameters"]["then"] or row["parameters"]["chooser"])["matching"] for row in rows if row["updates"]
-    }
-    named = [f"matching {weight:g}" for weight in sorted(weights - {0, now})]
-    return f" ({', '.join(named)})" if named else ""
+    """What to say where rows were made with other settings than a run would make them with now."""
+    recipe = next((recipe for recipe in recipes() if recipe.name == rows[0]["name"]), None)
+    seeds = [row["seed"] for row in rows if recipe is None or not made_by(Row.model_validate(row), recipe)]
+    if not seeds:
+        return ""
+    return " (earlier)" if len(seeds) == len(rows) else f" (earlier: seed {', '.join(map(str, sorted(seeds)))})"
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:

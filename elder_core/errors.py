@@ -281,8 +281,8 @@ class OutOfMemory(ElderError):
     code = "out_of_memory"
     REMEDY = (
         "Lower method.batch_size and, where the method has them, method.gate_batch_size, method.search_samples, "
-        "method.search_batch_size and method.scoring_batch_size, then calibration.sequence_length; give method.weights "
-        "as lora, which trains without gradients and moments of all weights; or choose a device with more memory."
+        "method.search_batch_size and method.scoring_batch_size, then calibration.sequence_length; where all weights "
+        "are trained, give method.weights as lora; or choose a device with more memory."
     )
 
 

@@ -100,9 +100,8 @@ class CheckpointInfo:
 
     `architecture` is the class of the model in transformers. `max_positions` is the longest sequence, None where the
     architecture has no limit. `dtype` is the number type that most of the weights are stored in, in torch's words.
-    `weights` is how many numbers its safetensors files hold, and `weight_bytes` the size of those. `predictors`: they
-    also hold layers for predicting several tokens at once, which are neither loaded nor saved again. `text_type`: see
-    Architecture.
+    `weight_bytes` is the size of its safetensors files. `predictors`: they also hold layers for predicting several
+    tokens at once, which are neither loaded nor saved again. `text_type`: see Architecture.
     """
 
     path: Path
@@ -113,7 +112,6 @@ class CheckpointInfo:
     max_positions: int | None
     dtype: str
     weight_bytes: int
-    weights: int
     predictors: bool = False
     text_type: str | None = None
 
@@ -230,7 +228,6 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
         max_positions=facts.max_positions,
         dtype=weights.dtype,
         weight_bytes=weights.total_bytes,
-        weights=sum(tensor.numbers for tensor in weights.tensors.values()),
         predictors=any(_predicts(facts, name) for name in weights.tensors),
         text_type=facts.row.text_type,
     )

@@ -196,9 +196,9 @@ class ElderParameters(TrainingParameters):
         default=0.5,
         gt=0,
         le=1,
-        description="Share of the layers whose weights are in effect, and learn, in one update, at most; the layers "
-        "take turns in as few equal parts as that allows, and the others stay whole. 1 weights all at once, as the "
-        "paper does.",
+        description="Share of the layers, rounded up to whole ones, whose weights are in effect, and learn, in one "
+        "update, at most; the layers take turns in as few equal parts as that allows, and the others stay whole. 1 "
+        "weights all at once, as the paper does.",
     )
     layers_per_round: int | None = Field(
         default=None,
@@ -309,11 +309,13 @@ class ElderParameters(TrainingParameters):
                 "a ratio instead",
             )
         elif not self.searched:
-            why = "no search follows. Give search_samples"
+            why = "no search follows"
             if self.layers_per_round is not None:
-                why = "no search follows where layers_per_round is given. Give it as null"
+                why += " where layers_per_round is given. Give that as null, and search_samples"
             elif not self.search_width:
-                why = "no search follows where search_width is 0. Give 1 or more"
+                why += " where search_width is 0. Give that as 1 or more, and search_samples"
+            else:
+                why += ". Give search_samples"
             given = [name for name in search if getattr(self, name)]  # 0 means that there is to be none
             yield from self._idle(given, why)
 
@@ -379,6 +381,15 @@ class BaselineParameters(TrainingParameters):
     )
     scoring_batch_size: int = Field(default=4, ge=1, le=1024, description="Sequences in one forward pass.")
 
+    only_chooses: ClassVar[bool] = True
+    """Whether its own settings are of the choice of layers alone, and not of making up for them."""
+
+    def without_effect(self, *, layers_named: bool) -> Iterator[str]:
+        yield from super().without_effect(layers_named=layers_named)
+        if layers_named and self.only_chooses:
+            own = [name for name in type(self).model_fields if name not in {*TrainingParameters.model_fields, "name"}]
+            yield from self._idle(own, "the job names its layers. Give a ratio instead")
+
 
 def _scoring_samples(default: int, how: str) -> Any:
     """`scoring_samples` of a method that goes through the text more than once."""
@@ -426,7 +437,7 @@ class ShortenedLlamaParameters(BaselineParameters):
 
     def without_effect(self, *, layers_named: bool) -> Iterator[str]:
         yield from super().without_effect(layers_named=layers_named)
-        if self.criterion is Criterion.PERPLEXITY:
+        if not layers_named and self.criterion is Criterion.PERPLEXITY:
             yield from self._idle(("protect_first", "protect_last"), "criterion is perplexity. Give taylor")
 
 
@@ -459,6 +470,8 @@ class ReplaceMeParameters(BaselineParameters):
 
     name: Literal["replaceme"] = "replaceme"
 
+    only_chooses: ClassVar[bool] = False
+
     ridge: float = Field(
         default=1e-3,
         gt=0,
@@ -472,6 +485,8 @@ class PruneCompParameters(BaselineParameters):
     """Prune&Comp: remove layers of least block influence and make up for the magnitude that they added."""
 
     name: Literal["prune_comp"] = "prune_comp"
+
+    only_chooses: ClassVar[bool] = False
 
     layers_per_round: int | None = Field(
         default=1,

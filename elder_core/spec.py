@@ -349,11 +349,12 @@ class GatePoint(Strict):
 
 
 class Environment(Strict):
-    """Where the numbers come from."""
+    """Where the numbers come from; `arithmetic` is that of learning, null in reports of before 0.3.1."""
 
     device: str
     cpu: str
     threads: int
+    arithmetic: str | None = None
     platform: str
     versions: dict[str, str]
 

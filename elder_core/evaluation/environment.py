@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from elder_core.devices import computes_in_bfloat16
 from elder_core.spec import Environment
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -26,6 +27,7 @@ def environment(device: torch.device | str) -> Environment:
         device=name,
         cpu=_cpu_name(),
         threads=torch.get_num_threads(),
+        arithmetic="bfloat16" if computes_in_bfloat16(device) else "float32",
         platform=platform.platform(),
         versions=versions,
     )

@@ -57,16 +57,16 @@ def logits_of(model: PreTrainedModel, ids: Tensor, positions: Tensor | None = No
 def frozen_copy(model: PreTrainedModel, idle: Iterable[nn.Parameter] = ()) -> PreTrainedModel:
     """A copy that later training leaves alone; in bfloat16 where it computes in that anyway.
 
-    What the architecture keeps in float32 stays so, and so do the frequencies of rotary positions: rounded to bfloat16
-    they would turn far positions by radians. The parameters `idle`, which will not be trained, share their memory with
-    the copy's.
+    What the architecture keeps in float32 stays so, as does all that is of another type than the model's weights, and
+    the frequencies of rotary positions: rounded to bfloat16 they would turn far positions by radians. The parameters
+    `idle`, which will not be trained, share their memory with the copy's.
     """
     shared = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in idle}
     twin = copy.deepcopy(model, shared).requires_grad_(False)
     if computes_in_bfloat16(twin.device):
-        row = row_of(model)
+        row, kind = row_of(model), twin.dtype
         for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
-            if tensor.is_floating_point() and not name.endswith(FREQUENCIES) and not row.keeps_float32(name):
+            if tensor.dtype == kind and not name.endswith(FREQUENCIES) and not row.keeps_float32(name):
                 tensor.data = tensor.data.to(torch.bfloat16)
     return twin
 

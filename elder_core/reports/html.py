@@ -112,6 +112,8 @@ def _facts(report: Report) -> Iterable[tuple[str, str]]:
     yield "Seed", str(report.spec.seed)
     yield "Device", environment.device
     yield "Processor", f"{environment.cpu}, {environment.threads} threads"
+    if environment.arithmetic is not None:
+        yield "Learning in", environment.arithmetic
     yield "System", environment.platform
     yield "Versions", ", ".join(f"{name} {version}" for name, version in sorted(environment.versions.items()))
     yield "Peak memory of the run", formatting.size(report.peak_memory_bytes)

@@ -8,11 +8,11 @@ from enum import StrEnum
 from elder_core import inspection
 from elder_core.inspection import Sources
 from elder_core.parameters import TrainingParameters, Weights
+from elder_core.sizes import count_to_remove, parameter_count
 from elder_core.spec import JobSpec
 
 # Bytes of a weight that learns: itself in float32, its gradient and AdamW's two moments; of another: in bfloat16.
 LEARNING, RESTING = 16, 2
-USUAL_SHARE = 0.5  # of the layers, at most, that a target takes out: how many they are is found by the job itself
 
 
 class Device(StrEnum):
@@ -60,7 +60,8 @@ def estimated_memory(spec: JobSpec, sources: Sources) -> int | None:
     still be too small.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or none that can be read.
+        TargetError: the spec does not fit the model.
     """
     if inspection.is_hub_id(spec.model.id):
         return None
@@ -68,6 +69,7 @@ def estimated_memory(spec: JobSpec, sources: Sources) -> int | None:
     method = spec.method
     if not isinstance(method, TrainingParameters) or not method.trains or method.weights is Weights.LORA:
         return info.weight_bytes
-    removed = USUAL_SHARE if spec.target is not None else spec.count_to_remove(info.layers) / info.layers
+    count = count_to_remove(spec, info)
+    removed = (info.layers - 1 if count is None else count) / info.layers  # all but one, where only the job will know
     resting = 1.0 if method.taught else removed
-    return max(info.weight_bytes, round(info.weights * ((1 - removed) * LEARNING + resting * RESTING)))
+    return max(info.weight_bytes, round(parameter_count(info) * ((1 - removed) * LEARNING + resting * RESTING)))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from elder_core.architectures import table
 from elder_core.errors import Cancelled, NonFiniteLoss, UnsupportedArchitecture
-from elder_core.methods import base
+from elder_core.methods import base, evopress
 from elder_core.methods.base import Context
 from elder_core.methods.baseline import Baseline
 from elder_core.methods.blocks import best_block, block_distances, boundary_states
@@ -289,10 +289,14 @@ def test_evopress_finds_the_best_set_of_a_small_model(tiny_llama: PreTrainedMode
 def test_evopress_orders_sets_alike_by_a_batch_in_parts(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parameters = EvoPressParameters(generations=4, offspring=6, first_samples=4)
-    whole = EvoPress(parameters).select(context_of(tiny_llama), 3)
+    method, search = EvoPress(EvoPressParameters(first_samples=4)), evopress._Search(LAYERS, np.random.default_rng(0))
+    sets = [frozenset(layers) for layers in combinations(range(LAYERS), 3)]
+    whole = method._promising(context_of(tiny_llama), search, sets, 0)
+    last = Reference.of(tiny_llama, context_of(tiny_llama).batch(0, 4)[-1:])
+    assert whole != [sets[place] for place in np.argsort(list(last.kl_without(sets, like=())), kind="stable")]
     monkeypatch.setattr(base, "LOGITS_BYTES", 4 * 16 * 257)  # one sequence
-    assert EvoPress(parameters).select(context_of(tiny_llama), 3).removed == whole.removed
+    parts = method._promising(context_of(tiny_llama), search, sets, 0)
+    assert [sets.index(found) for found in parts[:5]] == [sets.index(found) for found in whole[:5]]
 
 
 def test_blocks_of_neighbours() -> None:

@@ -37,7 +37,6 @@ from elder_core.errors import (
 )
 from elder_core.inspection import Sources
 from elder_core.weight_files import MAX_JSON_BYTES, checkpoint_bytes
-from tests.unit.elder_core.families import build_tiny
 
 
 @pytest.fixture
@@ -108,7 +107,6 @@ class TestInspectCheckpoint:
             max_positions=64,
             dtype="bfloat16",
             weight_bytes=(checkpoint / "model.safetensors").stat().st_size,
-            weights=sum(parameter.numel() for parameter in build_tiny("llama").parameters()),
         )
 
     def test_dtype_is_that_of_the_weights_not_of_the_config(self, checkpoint):

@@ -29,6 +29,7 @@ from elder_core.parameters import (
     GateOptimizer,
     Loss,
     Norm,
+    ReplaceMeParameters,
     ShortenedLlamaParameters,
     ShortGptParameters,
     TrainingParameters,
@@ -320,6 +321,10 @@ def test_a_gradient_that_is_no_number_leaves_the_weights(
             "search_samples had no effect: no search follows where search_width is 0.",
         ),
         (
+            ElderParameters(search_width=0, search_border=4),
+            "search_border had no effect: no search follows where search_width is 0. Give that as 1 or more,",
+        ),
+        (
             ShortenedLlamaParameters(protect_last=3),
             "protect_last had no effect: criterion is perplexity. Give taylor, or leave it out.",
         ),
@@ -335,6 +340,11 @@ def test_settings_of_a_choice_that_the_job_makes_itself_are_told() -> None:
     parameters = ElderParameters(gate_steps=9, gate_fraction=0.1, search_width=2)
     (sentence,) = parameters.without_effect(layers_named=True)
     assert sentence.startswith("gate_steps and gate_fraction and search_width had no effect: the job names its layers")
+    named = ShortenedLlamaParameters(criterion=Criterion.TAYLOR, protect_last=3)
+    assert list(named.without_effect(layers_named=True)) == [
+        "criterion and protect_last had no effect: the job names its layers. Give a ratio instead, or leave them out."
+    ]
+    assert not list(ReplaceMeParameters(ridge=1.0).without_effect(layers_named=True))
     assert list(parameters.without_effect(layers_named=False)) == [
         "search_width had no effect: no search follows. Give search_samples, or leave it out."
     ]
@@ -368,14 +378,13 @@ def test_learning_that_its_steps_end_before_it_is_settled_is_told(tiny_llama: Pr
 def test_weights_learnt_from_a_batch_in_parts_are_the_same(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, optimizer: GateOptimizer
 ) -> None:
-    parameters = QUICK.model_copy(update={"gate_batch_size": 4, "gate_optimizer": optimizer})
+    adam = {"gate_penalty": 0.0} if optimizer is GateOptimizer.ADAM else {}  # beside which gradients are small
+    parameters = QUICK.model_copy(update={"gate_batch_size": 4, "gate_optimizer": optimizer, **adam})
     whole = Elder(parameters).select(context_of(tiny_llama), 2)
     monkeypatch.setattr(base, "LOGITS_BYTES", 4 * 16 * 257)  # one sequence
     parts = Elder(parameters).select(context_of(tiny_llama), 2)
-    assert parts.weights == pytest.approx(whole.weights, abs=0.02)
-    assert [point.loss for point in parts.gate_path] == pytest.approx(
-        [point.loss for point in whole.gate_path], rel=0.05
-    )
+    assert any(abs(weight - 1) > 0.01 for weight in whole.weights or ())
+    torch.testing.assert_close(path_of(parts), path_of(whole), atol=1e-3, rtol=0)
 
 
 def test_layers_that_a_search_exchanged_are_told_of(tiny_llama: PreTrainedModel) -> None:

@@ -207,7 +207,8 @@ def test_the_least_memory_is_that_of_the_weights_and_their_training() -> None:
 
     assert of() == numbers * (16 * 3 // 4 + 2)  # weights, gradients and two moments of what stays, and a teacher
     assert of(ratio=None, layers=(1, 2)) == numbers * (16 * 7 // 8 + 2)
-    assert of(ratio=None, target=Target(max_perplexity_increase=0.1)) == numbers * (16 // 2 + 2)
+    assert of(ratio=None, target=Target(max_perplexity_increase=0.1)) == numbers * (1 + 2)  # whatever is left
+    assert of(ratio=None, target=Target(max_bytes=5_000_000)) == of(ratio=None, layers_to_remove=12)
     taught_by_text = ShortGptParameters(updates=1, loss=Loss.CROSS_ENTROPY)
     assert of(method=taught_by_text) == numbers * (16 * 3 // 4 + 2 * 0.25)
     assert of(method=ElderParameters(weights=Weights.LORA)) == of(method=ElderParameters(tokens=0)) == least
