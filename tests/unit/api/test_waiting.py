@@ -23,7 +23,7 @@ def test_the_owner_comes_from_the_header(client: TestClient) -> None:
 def test_what_is_not_stated_is_estimated(client: TestClient) -> None:
     needs = submit(client)["needs"]
     assert needs["device"] is None
-    assert 4e6 < needs["memory_bytes"] < 64e6  # the bundled model is below 16 MB, and is trained
+    assert 64e6 < needs["memory_bytes"] < 128e6  # 7.3 million numbers: below 16 MB as they are stored, and trained
     stated = {"device": "cuda", "memory_bytes": 80_000_000_000}
     assert submit(client, needs=stated)["needs"] == stated
     assert submit(client, needs={"device": "cpu"})["needs"] == {"device": "cpu", "memory_bytes": needs["memory_bytes"]}
