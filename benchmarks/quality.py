@@ -48,6 +48,7 @@ from elder_core.methods.mathematics import kl_divergence
 from elder_core.methods.training import train
 from elder_core.monitor import Monitor
 from elder_core.parameters import (
+    BUDGETS,
     Criterion,
     ElderParameters,
     EvoPressParameters,
@@ -84,8 +85,7 @@ Chosen = dict[str, "tuple[Method, Selection, Work, int]"]
 """By its settings, the method that chose, what it chose, what that took, and the tokens that it read."""
 
 # What does not matter for which layers are chosen.
-OF_TRAINING = {*TrainingParameters.model_fields, "penalty", "norm", "anneal_fraction", "recovery_fraction"}
-OF_A_SEARCH = {name for name in ElderParameters.model_fields if name.startswith("search_")}
+OF_TRAINING = {*BUDGETS, *ElderParameters.of_training}
 
 PAPER = ElderParameters.of_the_paper()
 PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
@@ -373,7 +373,7 @@ def _same(was: object, now: TrainingParameters | MethodParameters | None, idle: 
 def _in_effect(parameters: TrainingParameters | MethodParameters, idle: Set[str]) -> dict[str, object]:
     """Its settings, without those that are `idle`, and those of a search where there is none."""
     searches = not isinstance(parameters, ElderParameters) or parameters.searched
-    return parameters.model_dump(exclude={*idle, *(() if searches else OF_A_SEARCH)})
+    return parameters.model_dump(exclude={*idle, *(() if searches else ElderParameters.of_a_search)})
 
 
 def _recorded(recipe: Recipe) -> dict[str, object]:

@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 MARK = "<!-- made by benchmarks/quality_table.py from here on -->"
 OWN, ABLATION = "elder", "ablation: "
 SAME = 0.02  # of operations: an update is up to a percent of them
+RECIPES = {recipe.name: recipe for recipe in recipes()}
 HEADINGS = (
     "method",
     "seeds",
@@ -160,7 +161,7 @@ def _unequal(rows: Sequence[dict[str, Any]], own: dict[int, dict[str, Any]]) -> 
 
 def _earlier(rows: Sequence[dict[str, Any]]) -> str:
     """What to say where rows were made with other settings than a run would make them with now."""
-    recipe = next((recipe for recipe in recipes() if recipe.name == rows[0]["name"]), None)
+    recipe = RECIPES.get(rows[0]["name"])
     seeds = [row["seed"] for row in rows if recipe is None or not made_by(Row.model_validate(row), recipe)]
     if not seeds:
         return ""

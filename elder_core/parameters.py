@@ -55,8 +55,9 @@ class Weights(StrEnum):
     """Which weights training changes."""
 
     FULL = "full"
-    LORA = "lora"  # a low-rank addition to every matrix of the decoder layers' own modules, merged in the end (arXiv
-    # 2106.09685); experts that are stored fused stay as they are, with a warning
+    # A low-rank addition to the matrix of every module of the decoder layers, merged in the end (arXiv 2106.09685);
+    # experts that are stored fused stay as they are, with a warning.
+    LORA = "lora"
 
 
 BUDGETS = ("tokens", "updates", "seconds")
@@ -290,6 +291,7 @@ class ElderParameters(TrainingParameters):
         "anneal_fraction",
         "recovery_fraction",
     )
+    of_a_search: ClassVar[tuple[str, ...]] = ("search_samples", "search_border", "search_batch_size", "search_width")
 
     def without_effect(self, *, layers_named: bool) -> Iterator[str]:
         yield from super().without_effect(layers_named=layers_named)
@@ -299,12 +301,10 @@ class ElderParameters(TrainingParameters):
                 "the chosen layers are gone from the first update on. Give anneal_fraction, as 0, which keeps them as "
                 "the paper does, or as the share of training over which they fade",
             )
-        fields = type(self).model_fields
-        search = [name for name in fields if name.startswith("search_")]
         if layers_named:
-            learning = [name for name in fields if name.startswith("gate")]
+            learning = [name for name in type(self).model_fields if name.startswith("gate")]
             yield from self._idle(
-                (*learning, "layers_per_round", *search),
+                (*learning, "layers_per_round", *self.of_a_search),
                 "the job names its layers, so no layer weights are learnt, and training has the whole budget. Give "
                 "a ratio instead",
             )
@@ -316,7 +316,7 @@ class ElderParameters(TrainingParameters):
                 why += " where search_width is 0. Give that as 1 or more, and search_samples"
             else:
                 why += ". Give search_samples"
-            given = [name for name in search if getattr(self, name)]  # 0 means that there is to be none
+            given = [name for name in self.of_a_search if getattr(self, name)]  # 0 means that there is to be none
             yield from self._idle(given, why)
 
     @property

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
-from elder_core.devices import computes_in_bfloat16
+from elder_core.devices import CPUINFO, computes_in_bfloat16
 from elder_core.spec import Environment
-
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def environment(device: torch.device | str) -> Environment:

@@ -286,6 +286,13 @@ def test_evopress_finds_the_best_set_of_a_small_model(tiny_llama: PreTrainedMode
     assert f"{divergences.min():.2g}"[:3] in found.weight_label
 
 
+@pytest.mark.parametrize("name", THAT_SCORE)
+def test_settings_know_whether_their_method_makes_up_for_layers(name: str) -> None:
+    entry = METHODS[name]
+    compensates = entry.load().compensate is not Baseline.compensate  # type: ignore[attr-defined]
+    assert entry.parameters.only_chooses is not compensates  # type: ignore[attr-defined]
+
+
 def test_evopress_orders_sets_alike_by_a_batch_in_parts(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

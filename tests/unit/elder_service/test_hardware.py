@@ -195,7 +195,7 @@ def test_the_least_memory_is_that_of_the_weights_and_their_training() -> None:
     sources = Sources(model_roots=(), text_roots=())
     model = ModelRef(id="builtin:manuals-16l")
     trained = JobSpec(model=model, ratio=0.25)
-    cut = JobSpec(model=ModelRef(id="builtin:manuals-16l"), layers=(3,), method=CutParameters())
+    cut = JobSpec(model=model, layers=(3,), method=CutParameters())
     least = estimated_memory(cut, sources)
     assert least is not None
     assert 10**6 < least < 16e6
