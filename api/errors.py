@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from api.schemas import Problem, ProblemItem
-from elder_core.errors import ElderError, InvalidInput, UnknownMethod
+from elder_core.errors import ElderError, InvalidInput, UnknownMethod, fault
 from elder_core.registry import METHODS, find_method
 from elder_service import errors as service
 from elder_service.db.engine import is_passing
@@ -102,11 +102,17 @@ def _problem_item(error: dict[str, Any]) -> ProblemItem:
         loc = [loc[0], *loc[2:]]
     if loc and loc[-1] == "[key]":
         loc.pop()
-    return ProblemItem(loc=loc, code=error["type"], message=error["msg"])
+    if not loc and isinstance(error["input"], bytes):
+        unread = "The body was not read as JSON; send it with the header Content-Type: application/json"
+        return ProblemItem(loc=loc, code=error["type"], message=unread)
+    return ProblemItem(loc=loc, code=error["type"], message=fault(error))
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's, where reading the body failed but for its syntax
+        unread = "The body cannot be read as JSON; send UTF-8, without nesting or numbers beyond all use."
+        return problem(request, error.status_code, "invalid_json", unread)
     code = HTTP_CODES.get(error.status_code, "http_error")
     return problem(request, error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-SECTIONS = ("calibration", "evaluation", "output")
+SECTIONS = ("method", "calibration", "evaluation", "output")
 
 
 def parse_layers(text: str) -> list[int]:
@@ -27,8 +27,8 @@ def parse_metadata(pairs: Sequence[str]) -> dict[str, str]:
 def parse_settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Group settings by the part of the job that they belong to.
 
-    `gate_steps=20` is a parameter of the method; `calibration.samples=64` a field of that section. Values are JSON
-    where they can be read as such (`true`, `0.5`, `null`, `["a"]`), text otherwise.
+    `gate_steps=20` is a parameter of the method, as is `method.gate_steps=20`; `calibration.samples=64` a field of that
+    section. Values are JSON where they can be read as such (`true`, `0.5`, `null`, `["a"]`), text otherwise.
     """
     grouped: dict[str, dict[str, Any]] = {}
     for pair in pairs:

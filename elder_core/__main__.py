@@ -23,6 +23,7 @@ from rich.console import Console
 
 from elder_core import console, pipeline
 from elder_core.cache_folder import user_cache
+from elder_core.errors import fault
 from elder_core.inspection import Sources
 from elder_core.journal import Folder, Journal
 from elder_core.registry import METHODS, find_method
@@ -112,6 +113,8 @@ def cut(
 ) -> None:
     """Remove layers from a checkpoint's files, without loading the model, in the memory of one tensor."""
     with console.ending(), console.interruptible() as cancelled, console.progress_line() as progress:
+        if beside := [setting for setting in settings or () if not setting.startswith("output.")]:
+            raise typer.BadParameter(f"--set {beside[0]!r}: cutting takes only output.… settings.")
         removal = _removal(None, None, layers, None, None, None)
         spec = _spec(model, removal, CALIBRATION, EVALUATION, "cut", settings, 0)
         done = pipeline.cut(spec, model_dir=out, sources=_sources(), progress=progress, cancelled=cancelled)
@@ -260,6 +263,8 @@ def _spec(
     }
     for setting in settings or ():
         section, key, value = _setting(setting, tuple(parts))
+        if (section, key) == ("method", "name"):
+            raise typer.BadParameter(f"--set {setting!r}: --method names the method.")
         parts[section][key] = value
     with _bad_options(method):
         return JobSpec.model_validate({"model": {"id": model}, "seed": seed, **removal, **parts})
@@ -273,7 +278,7 @@ def _bad_options(method: str = "") -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != method)
-        raise typer.BadParameter(f"{where}: {first['msg']}.") from error
+        raise typer.BadParameter(f"{where}: {fault(first)}.") from error
 
 
 def _setting(setting: str, sections: Sequence[str]) -> tuple[str, str, Any]:

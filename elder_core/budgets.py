@@ -19,21 +19,25 @@ MOST_TIMES = 16
 
 @dataclass(frozen=True)
 class Reading:
-    """`what` reads so many batches of calibration text, for each of which the budget has to be one `per_batch`."""
+    """`what` reads so many batches in each of `rounds`, for each of which the budget has to be one `per_batch`."""
 
     what: str
     batches: int
     batch_size: int
+    batch_parameter: str
     parameter: str
     per_batch: Fraction
+    rounds: int = 1
 
     @property
     def sequences(self) -> int:
-        return self.batches * self.batch_size
+        return self.batches * self.rounds * self.batch_size
 
     def allowed(self, sequences: int) -> str:
-        """The largest budget that reads at most `sequences`."""
-        return f"{self.parameter} {math.floor(sequences // self.batch_size * self.per_batch):,}"
+        """The largest budget that reads at most `sequences`, or where none does the largest batch."""
+        if budget := math.floor(sequences // (self.rounds * self.batch_size) * self.per_batch):
+            return f"{self.parameter} {budget:,}"
+        return f"{self.batch_parameter} {sequences // self.rounds:,}"
 
 
 def check_budget(spec: JobSpec, length: int, sequences: int, most: int | None) -> None:
@@ -49,12 +53,16 @@ def check_budget(spec: JobSpec, length: int, sequences: int, most: int | None) -
     for reading in _readings(spec, length, most):
         if reading.sequences > MOST_TIMES * fitting:
             needed = math.ceil(reading.sequences / MOST_TIMES)
+            scarce = sequences < needed
+            if scarce:
+                few, more = f"the calibration text gives no more than {sequences:,}", f"{needed:,} sequences"
+            else:
+                few, more = f"calibration.samples takes no more than {fitting:,}", f"samples {needed:,}"
             raise CalibrationTooSmall(
-                f"{reading.what} would read {reading.sequences:,} sequences of {length:,} tokens, but the calibration "
-                f"text gives no more than {fitting:,}, and each may be read {MOST_TIMES} times at most. Give "
-                f"{needed:,} sequences ({needed * length:,} tokens) or more, or at most "
+                f"{reading.what} would read {reading.sequences:,} sequences of {length:,} tokens, but {few}, and each "
+                f"may be read {MOST_TIMES} times at most. Give {more} ({needed * length:,} tokens) or more, or at most "
                 f"{reading.allowed(MOST_TIMES * fitting)}.",
-                loc=("calibration", "source" if fitting == sequences else "samples"),
+                loc=("calibration", "source" if scarce else "samples"),
             )
 
 
@@ -72,8 +80,9 @@ def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
         rounds = parameters.rounds(most or 1)
         rounded = most is None and parameters.layers_per_round and parameters.gate_fraction  # more rounds may read less
         if parameters.gate_seconds(rounds) is None and not rounded:
-            updates, each = parameters.gate_updates(length, rounds), rounds * parameters.gate_batch_size
-            found.append(Reading("Learning the layer weights", updates, each, "gate_steps", Fraction(1)))
+            updates, size = parameters.gate_updates(length, rounds), parameters.gate_batch_size
+            what = "Learning the layer weights"
+            found.append(Reading(what, updates, size, "gate_batch_size", "gate_steps", Fraction(1), rounds))
     return found
 
 
@@ -83,4 +92,4 @@ def _training(parameters: TrainingParameters, length: int) -> Reading | None:
     if updates is None:
         return None
     parameter, per_batch = ("tokens", size * length) if parameters.updates is None else ("updates", 1)
-    return Reading("Training", updates, size, parameter, per_batch / parameters.training_share)
+    return Reading("Training", updates, size, "batch_size", parameter, per_batch / parameters.training_share)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from transformers import (
 from elder_core.agreement import as_invalid_checkpoint, check_agreement
 from elder_core.architectures import table
 from elder_core.disk import file_sha256, sync
-from elder_core.errors import InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists
+from elder_core.errors import InvalidCheckpoint, ModelNotFound, NonFiniteWeights, OutputExists, OutputNotWritable
 from elder_core.hub import NAMED_TEMPLATES, PROCESSOR_PATTERNS, TOKENIZER_PATTERNS, fetch
 from elder_core.inspection import CONFIG_FILE, CheckpointInfo, Sources, inspect_checkpoint, is_hub_id, local_model
 from elder_core.manifest import Provenance, verify, write_manifest
@@ -194,9 +195,18 @@ def check_output(model_dir: Path) -> None:
 
     Raises:
         OutputExists: something is there already.
+        OutputNotWritable: no folder can be made there.
     """
     if model_dir.is_symlink() or (model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir()))):
         raise OutputExists(f"{model_dir} exists and is not empty; give another folder or empty this one.")
+    there = next(folder for folder in model_dir.absolute().parents if os.path.lexists(folder))
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{model_dir.name}.", dir=there):
+            pass
+    except OSError as error:
+        raise OutputNotWritable(
+            f"{model_dir} cannot be made: nothing can be written to {there} ({error.strerror}); give another folder."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@
     ├── OutOfMemory                     out_of_memory
     ├── MeasurementFailed               measurement_failed (retryable)
     ├── OutputExists                    output_exists
+    ├── OutputNotWritable               output_not_writable
     └── DeviceUnavailable               device_unavailable
 
 `Cancelled` is no error: it ends a run that somebody asked to end.
@@ -47,7 +48,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+MOST_SHOWN = 80  # characters of a value in a message
 
 
 class ElderError(Exception):
@@ -299,6 +303,12 @@ class OutputExists(ElderError):
     code = "output_exists"
 
 
+class OutputNotWritable(ElderError):
+    """No output folder can be made where it was asked for."""
+
+    code = "output_not_writable"
+
+
 class DeviceUnavailable(ElderError):
     """The device that was asked for is not there."""
 
@@ -307,3 +317,23 @@ class DeviceUnavailable(ElderError):
 
 class Cancelled(Exception):  # an ending, not an error
     """Raised inside a run when its caller asked it to stop."""
+
+
+def fault(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as words, without a full stop, that name the value and what to do."""
+    kind, message, given = error["type"], str(error["msg"]).removeprefix("Value error, "), error["input"]
+    match kind:
+        case "missing":
+            return message
+        case "extra_forbidden":
+            return "There is no such field; correct its name or leave it out"
+        case "union_tag_not_found":
+            return f"Its {error['ctx']['discriminator']!s} is missing; give it"
+        case "model_type" | "model_attributes_type":
+            return f"Give an object of named fields; found {_shown(given)}"
+    return f"{message}; found {_shown(given)}" if given is None or isinstance(given, str | int | float) else message
+
+
+def _shown(given: object) -> str:
+    found = repr(given)
+    return found if len(found) <= MOST_SHOWN else f"{found[: MOST_SHOWN - 1]}…"

@@ -368,7 +368,7 @@ def available_texts(sources: Sources) -> list[str]:
         f"local:{file.relative_to(root).as_posix()}"
         for root in sources.text_roots
         for file in sorted((*root.glob("*.txt"), *root.glob("*.jsonl")))
-        if file.resolve().is_relative_to(root.resolve())
+        if file.is_file() and file.resolve().is_relative_to(root.resolve())
     ]
     return [*builtin, *dict.fromkeys(local), *(name for name, _ in sources.texts)]
 

@@ -113,7 +113,7 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
         evaluation_windows(documents, unseen, length, samples=job.spec.evaluation.samples),
     )
     most = most_layers(job.count, job.source.info.layers)
-    check_budget(job.spec, job.window_length, len(texts.calibration.learning), most)
+    check_budget(job.spec, job.window_length, texts.calibration.available, most)
     _warn(job, len(texts.calibration.learning), monitor)
     return texts
 
@@ -151,6 +151,10 @@ def _warn(job: Job, sequences: int, monitor: Monitor) -> None:
         )
     for warning in (*filter(None, [job.evaluation.warning()]), *job.source.info.warnings):
         monitor.warn(warning)
+    for name in ("search_samples", "scoring_samples"):
+        wanted = getattr(job.spec.method, name, None)
+        if wanted is not None and wanted > sequences and name in job.spec.method.model_fields_set:
+            monitor.warn(f"{name} is {wanted:,}, but there are only {sequences:,} calibration sequences.")
     if isinstance(job.spec.method, TrainingParameters):
         for sentence in job.spec.method.without_effect(layers_named=job.spec.layers is not None):
             monitor.warn(sentence)

@@ -89,7 +89,7 @@ class TrainingParameters(Strict):
         gt=0,
         le=1,
         description="Peak learning rate of training (AdamW); null takes 0.13 / hidden size, 0.19 / hidden size where "
-        "hidden states are matched, and ten times as much for LoRA.",
+        "hidden states are matched; for LoRA ten times as much, times 16 / lora_rank above rank 16.",
     )
     matching: float = Field(
         default=0.0,
@@ -100,7 +100,9 @@ class TrainingParameters(Strict):
         "loss.",
     )
     weights: Weights = Field(default=Weights.FULL, description="Which weights training changes.")
-    lora_rank: int = Field(default=16, ge=1, le=4096, description="Rank of the addition, where weights is lora.")
+    lora_rank: int = Field(
+        default=16, ge=1, le=4096, description="Rank of the additions, where weights is lora; at most the matrix's own."
+    )
 
     of_training: ClassVar[tuple[str, ...]] = (
         "loss",
@@ -301,6 +303,12 @@ class ElderParameters(TrainingParameters):
                 "the chosen layers are gone from the first update on. Give anneal_fraction, as 0, which keeps them as "
                 "the paper does, or as the share of training over which they fade",
             )
+        if self.trains and self.anneal_fraction is not None:
+            if not self.penalty:
+                yield from self._idle(("norm",), "penalty is 0. Give a larger one")
+            if 0 < self.anneal_fraction <= 1 - self.recovery_fraction:
+                why = "the layers have faded by then. Give more than what anneal_fraction leaves"
+                yield from self._idle(("recovery_fraction",), why)
         if layers_named:
             learning = [name for name in type(self).model_fields if name.startswith("gate")]
             yield from self._idle(

@@ -131,7 +131,7 @@ class JobSpec(Strict):
     method: MethodParameters = Field(default_factory=ElderParameters)
     ratio: float | None = Field(
         default=None,
-        description="Share of the layers to remove, rounded to the nearest whole layer.",
+        description="Share of the layers to remove, rounded to whole layers; halves go to the even number.",
         json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     )
     layers_to_remove: int | None = Field(default=None, description="How many layers to remove.")
@@ -215,13 +215,15 @@ class JobSpec(Strict):
             count = round(self.ratio * num_layers)
             if count < 1:
                 raise InvalidRatio(
-                    f"ratio {self.ratio:g} of {num_layers} layers is less than one layer; give at least "
-                    f"{1 / num_layers:.4g}.",
+                    f"ratio {self.ratio:g} of {num_layers} layers is less than one layer; {1 / num_layers:.4g} is one.",
                     loc=("ratio",),
                 )
         if count >= num_layers:
+            most = f"remove at most {num_layers - 1}"
+            if self.ratio is not None:
+                most += f", which is ratio {1 - 1 / num_layers:.4g}; found {self.ratio:g}"
             raise NoLayerLeft(
-                f"Removing {count} of {num_layers} layers leaves none; remove at most {num_layers - 1}.",
+                f"Removing {count} of {num_layers} layers leaves none; {most}.",
                 loc=self._given()[:1],
             )
         return count

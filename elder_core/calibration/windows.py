@@ -22,10 +22,14 @@ MOST_APART = 32
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Windows to learn from `[samples, length]`, and others that nothing is learnt from `[apart, length]`, or none."""
+    """Windows to learn from `[samples, length]`, and others that nothing is learnt from `[apart, length]`, or none.
+
+    `available` is how many the text has to learn from, of which `samples` may take fewer.
+    """
 
     learning: Tensor
     apart: Tensor
+    available: int
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,10 @@ def calibration_text(
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     kept = min(MOST_APART, max(1, int(APART_SHARE * len(windows)))) if keep_apart else 0
-    learning = order[: len(order) - kept][:samples]
+    available = len(order) - kept
+    learning = order[:available][:samples]
     apart = order[len(learning) :][-MOST_APART:] if len(learning) < len(order) else order[:0]
-    return CalibrationText(windows[learning], windows[apart])
+    return CalibrationText(windows[learning], windows[apart], available)
 
 
 def evaluation_text(
@@ -140,8 +145,8 @@ def _cut(stream: Tensor, length: int, *, field: str) -> Tensor:
     count = len(stream) // length
     if count == 0:
         raise TextTooShort(
-            f"The {field} text has {len(stream):,} tokens, but one sequence needs {length:,}; "
-            "give more text or a shorter sequence length.",
+            f"The {field} text has {len(stream):,} tokens, but one sequence needs {length:,}; give more text"
+            f"{' or a shorter sequence length' if field == 'calibration' else ''}.",
             loc=(field, "source"),
         )
     return stream[: count * length].view(count, length)

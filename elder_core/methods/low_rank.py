@@ -19,11 +19,15 @@ _Sums = dict[int, tuple[ReferenceType[Tensor], _Make]]
 
 
 class LowRank(nn.Module):
-    """W → W + B·A, with B `[rows, rank]` from 0 on and A `[rank, columns]` drawn; W alone while it is not `on`."""
+    """W → W + B·A, with B `[rows, rank]` from 0 on and A `[rank, columns]` drawn; W alone while it is not `on`.
+
+    The rank is no more than W's own can be.
+    """
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator, sums: _Sums) -> None:
         super().__init__()
         rows, columns = weight.shape
+        rank = min(rank, rows, columns)
         drawn = torch.randn(rank, columns, generator=generator) / columns**0.5
         self.a = nn.Parameter(drawn.to(weight.device))
         self.b = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
@@ -50,8 +54,12 @@ def reached(layers: Sequence[nn.Module]) -> float:
     """Share of the numbers in the matrices of `layers`, fused ones too, that `low_rank` gives additions to."""
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
     matrices = sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
-    own = [_matrix(module) for layer in layers for module in layer.modules()]
-    return sum(weight.numel() for weight in own if weight is not None) / max(1, matrices)
+    return sum(weight.numel() for weight in _matrices(layers)) / max(1, matrices)
+
+
+def most_rank(layers: Sequence[nn.Module]) -> int:
+    """The largest rank that a matrix of `layers` which gets an addition can have."""
+    return max((min(weight.shape) for weight in _matrices(layers)), default=0)
 
 
 @contextmanager
@@ -111,6 +119,11 @@ def switched_off(additions: Sequence[LowRank]) -> Iterator[None]:
     finally:
         for addition in additions:
             addition.on = True
+
+
+def _matrices(layers: Sequence[nn.Module]) -> list[Tensor]:
+    found = [_matrix(module) for layer in layers for module in layer.modules()]
+    return [weight for weight in found if weight is not None]
 
 
 def _matrix(module: nn.Module) -> Tensor | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from elder_core.journal import Entry
 from elder_core.methods.base import Context
 from elder_core.methods.kept import numbered, optimizer_tensors, overwrite, restore_optimizer
 from elder_core.methods.losses import Teacher, frozen_copy, leaving, loss_of
-from elder_core.methods.low_rank import low_rank, reached, switched_off
+from elder_core.methods.low_rank import low_rank, most_rank, reached, switched_off
 from elder_core.methods.mathematics import annealed_gate, centred_cosine_distance, delta_norm, learning_rate_at
 from elder_core.parameters import Gate, Norm, TrainingParameters, Weights
 from elder_core.spec import TrainingPoint
@@ -36,7 +36,7 @@ CLIP_NORM = 1.0
 # rate falls with the width (arXiv 2203.03466). The constants were measured on the bundled model, 192 wide: docs/log.md.
 RATE_TIMES_WIDTH = 0.13
 RATE_TIMES_WIDTH_MATCHED = 0.19  # where hidden states are matched, which bears larger steps
-LORA_RATE_FACTOR = 10
+LORA_RATE_FACTOR, LORA_RANK = 10, 16  # up to that rank; a step of a higher one adds up over its rank
 REACHED_BY_LORA = 0.9  # of a layer's matrices, below which it is told
 
 ROUNDING = 1e-9
@@ -44,7 +44,9 @@ KEPT_SHARE = 0.1  # of the budget, between two states that a failing run may be 
 MOST_RETURNS = 3
 RATE_AFTER_RETURN = 0.5
 DIVERGED_FACTOR, DIVERGED_NATS = 3.0, 1.0
+EARLY_FACTOR = 10.0  # in the place of DIVERGED_FACTOR until RECENT losses are known: first ones may rise
 RECENT = 10  # updates
+WORSE_FACTOR, WORSE_NATS = 1.5, 0.1  # of the last losses over the first, from which training is said to have done harm
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,10 @@ class _Run:
                         f"weights lora trains additions to {share:.0%} of the numbers in the layers' matrices: experts "
                         "that are stored fused stay as they are. Give weights as full to train all of them."
                     )
-                additions = stack.enter_context(
-                    low_rank(self._model, chosen, self._parameters.lora_rank, seed=self._context.seed)
-                )
+                rank = self._parameters.lora_rank
+                if (most := most_rank(chosen)) < rank:
+                    self._context.monitor.warn(f"lora_rank is {rank}; no matrix here has more than rank {most}.")
+                additions = stack.enter_context(low_rank(self._model, chosen, rank, seed=self._context.seed))
                 self._learning = [parameter for addition in additions for parameter in addition.parameters()]
                 own = Teacher(self._model, partial(switched_off, additions))
             else:
@@ -183,12 +186,14 @@ class _Run:
             state.restore(page.recalled)
             page.recalled = None  # with both moments and the weights kept it is four times as large as what learns
         before, after = self._budget.shares(state.update, state.seconds)
+        gate = 0.0
         while before < 1:
             loss, gate = self._update(state, before, after)
             page.offer(state.entry)
             self._report(state, after, loss, gate)
             before, after = self._budget.shares(state.update, state.seconds)
-        state.watch.end()
+        state.watch.end(partial(self._again, state.update - 1, gate))
+        self._warn_of_harm(state.points)
         if self._budget.seconds:
             self._context.note_repetition("training", state.update, self._parameters.batch_size)
         page.keep(state.entry(finished=True))
@@ -202,7 +207,7 @@ class _Run:
         gate = 0.0 if self._fading is None else self._fading.gate(after)
         rate = learning_rate_at(before, after, self._peak * state.watch.rate_factor)
         loss, penalty = self._gradient(state.optimizer, state.update, gate)
-        if state.watch.went_wrong(loss, state.update, before, gate):
+        if state.watch.went_wrong(loss, state.update, before, partial(self._again, state.update, gate)):
             state.optimizer.state.clear()
         else:
             for group in state.optimizer.param_groups:
@@ -234,6 +239,13 @@ class _Run:
             return (loss if not math.isfinite(loss) else math.inf), None
         return loss, penalty if gate > 0 else None
 
+    @torch.no_grad()
+    def _again(self, update: int, gate: float) -> float:
+        """The loss of that update's batch with the weights as they are now."""
+        ids = self._context.batch(update, self._parameters.batch_size)
+        parts = self._context.in_parts(ids)
+        return sum(len(part) / len(ids) * self._loss(part, gate)[0].item() for part in parts)
+
     def _loss(self, ids: Tensor, gate: float) -> tuple[Tensor, dict[int, Tensor]]:
         """The scalar loss on `ids` `[batch, seq]`, and the norms of Δ; see _weighted."""
         loss, matching = self._parameters.loss, self._parameters.matching
@@ -261,6 +273,17 @@ class _Run:
         fading = self._removed if gate < 1 else ()
         with observed(layers, look, self._removed) as norms, gated(layers, weights, Gate.RESIDUAL, fading):
             yield norms
+
+    def _warn_of_harm(self, points: Sequence[TrainingPoint]) -> None:
+        alike = [point.loss for point in points if point.gate == points[0].gate]
+        if len(alike) < len(points) or len(alike) < 2:
+            return
+        first, last = alike[0], _mean(alike[len(alike) // 2 :][-RECENT:])
+        if last > WORSE_FACTOR * first + WORSE_NATS:
+            self._context.monitor.warn(
+                f"Training did harm: its loss was {first:.4g} at the first update and {last:.4g} at the last ones. "
+                f"Lower learning_rate, which was {self._peak:.2g}, or give more updates."
+            )
 
     def _report(self, state: _State, share: float, loss: float, gate: float) -> None:
         tokens = state.update * self._parameters.batch_size * self._context.windows.shape[1]
@@ -320,24 +343,25 @@ class _Watch:
         self._learning = learning
         self._context = context
         self._returns = 0
-        self._recent: list[float] = []  # losses that the next one may be compared with
-        self._gate = 0.0
+        self._recent: list[float] = []  # losses since the last one that was looked into
+        self._least = math.inf  # the smallest mean that RECENT of them had
         self._kept_at = 0.0
         self.kept = [parameter.detach().to("cpu", copy=True) for parameter in learning]
 
-    def went_wrong(self, loss: float, update: int, share: float, gate: float) -> bool:
+    def went_wrong(self, loss: float, update: int, share: float, again: Callable[[], float]) -> bool:
         """Whether this update's loss is no number or has run away; if so the weights are the last good ones again.
 
-        It is asked before the update is made, so that weights are kept by whose own loss they were good. Where `gate`,
-        the weight of the layers that go, is another than before, the loss may rise as it should.
+        It is asked before the update is made, so that weights are kept by whose own loss they were good. A loss far
+        above the others may come of the text, or of layers that have left since: it has run away if it is as far above
+        that of the weights kept, which `again` computes of the same text.
 
         Raises:
             NonFiniteLoss: nothing has moved yet, or it is one time too many.
         """
-        if gate != self._gate:
-            self._recent, self._gate = [], gate
-        if not self._bad(loss):
+        if not self._bad(loss, again):
             self._recent = [*self._recent[-RECENT + 1 :], loss]
+            if len(self._recent) == RECENT:
+                self._least = min(self._least, _mean(self._recent))
             if share >= self._kept_at + KEPT_SHARE - ROUNDING:
                 self._keep()
                 self._kept_at = share
@@ -354,10 +378,12 @@ class _Watch:
         )
         return True
 
-    def end(self) -> None:
-        """Put the last good weights back if the last update, which no loss has judged, left one that is no number."""
+    def end(self, again: Callable[[], float]) -> None:
+        """Put the last good weights back if the last update went wrong: `again` computes its batch's loss after it."""
         if not all(bool(parameter.isfinite().all()) for parameter in self._learning):
             self._return("The last update left weights that are no numbers", "training ended there")
+        elif self._recent and self._bad(loss := again(), again):
+            self._return(f"The training loss became {loss:.4g} with the last update", "training ended there")
 
     def facts(self) -> dict[str, object]:
         """All that it knows but the weights that it keeps."""
@@ -365,36 +391,63 @@ class _Watch:
             "rate_factor": self.rate_factor,
             "returns": self._returns,
             "recent": self._recent,
-            "gate": self._gate,
+            "least": self._least,
             "kept_at": self._kept_at,
         }
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.rate_factor, self._returns = facts["rate_factor"], facts["returns"]
-        self._recent, self._gate, self._kept_at = facts["recent"], facts["gate"], facts["kept_at"]
+        self._recent, self._least, self._kept_at = facts["recent"], facts["least"], facts["kept_at"]
         overwrite(self.kept, "kept", tensors)
 
-    def _bad(self, loss: float) -> bool:
+    def _bad(self, loss: float, again: Callable[[], float]) -> bool:
         if not math.isfinite(loss):
             return True
-        if len(self._recent) < RECENT:
+        if not self._recent:
             return False
-        return loss > DIVERGED_FACTOR * sum(self._recent) / RECENT + DIVERGED_NATS
+        early = self._least == math.inf
+        usual = _far_above(_mean(self._recent), EARLY_FACTOR) if early else _far_above(self._least)
+        if loss <= usual:
+            return False
+        self._exchange()
+        with_kept = again()
+        self._exchange()
+        if loss > _far_above(with_kept):
+            return True
+        self._recent, self._least = [], math.inf
+        return False
 
     def _return(self, why: str, then: str) -> None:
         with torch.no_grad():
             for parameter, kept in zip(self._learning, self.kept, strict=True):
                 parameter.copy_(kept)
-        self._recent = []
+        self._recent, self._least = [], math.inf
         self._returns += 1
         self._context.monitor.warn(
             f"{why}: the weights were put back to those at {self._kept_at:.0%} of the budget, and {then}."
         )
 
     @torch.no_grad()
+    def _exchange(self) -> None:
+        """Let the weights and those kept change places."""
+        for parameter, kept in zip(self._learning, self.kept, strict=True):
+            held = parameter.to("cpu", copy=True)
+            parameter.copy_(kept)
+            kept.copy_(held)
+
+    @torch.no_grad()
     def _keep(self) -> None:
         for parameter, kept in zip(self._learning, self.kept, strict=True):
             kept.copy_(parameter)
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses)
+
+
+def _far_above(loss: float, factor: float = DIVERGED_FACTOR) -> float:
+    """What is no longer to be expected of a loss where `loss` was seen."""
+    return factor * loss + DIVERGED_NATS
 
 
 def _without(parameters: Iterable[nn.Parameter], idle: Sequence[nn.Parameter]) -> list[nn.Parameter]:
@@ -407,4 +460,6 @@ def default_rate(parameters: TrainingParameters, model: PreTrainedModel) -> floa
     """Peak learning rate where none is given."""
     constant = RATE_TIMES_WIDTH_MATCHED if parameters.matching else RATE_TIMES_WIDTH
     rate = constant / float(model.config.get_text_config().hidden_size)
-    return rate * LORA_RATE_FACTOR if parameters.weights is Weights.LORA else rate
+    if parameters.weights is Weights.LORA:
+        rate *= LORA_RATE_FACTOR * min(1.0, LORA_RANK / parameters.lora_rank)
+    return rate

@@ -104,6 +104,32 @@ def test_a_hub_model_is_looked_at_by_the_worker(client: TestClient) -> None:
     submit(client, model={"id": "HuggingFaceTB/SmolLM2-135M"})
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"method": {"name": "elder", "updates": -1}}, "Input should be greater than or equal to 0; found -1"),
+        ({"rato": 0.5}, "There is no such field; correct its name or leave it out"),
+        ({"method": {"updates": 2}}, "Its 'name' is missing; give it"),
+        ({"method": "elder"}, "Give an object of named fields; found 'elder'"),
+        ({"model": "m" * 200}, f"Give an object of named fields; found '{'m' * 78}…"),
+    ],
+)
+def test_messages_name_the_value_and_the_remedy(client: TestClient, change: dict[str, Any], told: str) -> None:
+    assert refuse(client, {**JOB, **change})["errors"][0]["message"] == told
+
+
+def test_a_body_that_is_not_said_to_be_json(client: TestClient) -> None:
+    response = client.post("/v1/jobs", content=json.dumps(JOB), headers={"content-type": "text/plain"})
+    assert response.status_code == 422
+    assert "header Content-Type: application/json" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b'{"model": "\xff"}', b"[" * 100_000, b'{"seed": ' + b"1" * 5_000 + b"}"])
+def test_a_body_that_json_cannot_be_read_from(client: TestClient, body: bytes) -> None:
+    response = client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_json")
+
+
 def test_broken_json(client: TestClient) -> None:
     response = client.post("/v1/jobs", content=b"{", headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (400, "invalid_json")

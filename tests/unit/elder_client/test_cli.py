@@ -92,7 +92,7 @@ def test_submit_with_a_target(run: Run, option: str, limit: float) -> None:
 
 
 def test_submit_with_everything(run: Run) -> None:
-    options = "--layers 3,7 --method elder --set gate_steps=20 --set gate=residual --set calibration.samples=64"
+    options = "--layers 3,7 --method elder --set gate_steps=20 --set method.gate=residual --set calibration.samples=64"
     more = "--set output.dtype=float32 --calibration local:a.txt --evaluation local:b.txt --seed 5 --metadata k=v=w"
     rest = "--revision main --priority high --idempotency-key mine"
     done = run("submit", "o/n", *options.split(), *more.split(), *rest.split(), answers=[answer(job(), 201)])

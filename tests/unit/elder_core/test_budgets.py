@@ -54,6 +54,11 @@ def test_sixteen_times_are_taken(method: MethodParameters) -> None:
             f"tokens {MOST * LENGTH * 10 // 8}",
         ),
         (ElderParameters(tokens=0, gate_steps=MOST // 4 + 1, layers_per_round=1), f"gate_steps {MOST // 4}"),
+        (ShortGptParameters(updates=1, batch_size=MOST + 1), f"batch_size {MOST}"),
+        (
+            ElderParameters(tokens=0, gate_steps=1, gate_batch_size=MOST // 4 + 1, layers_per_round=1),
+            f"gate_batch_size {MOST // 4}",
+        ),
     ],
 )
 def test_more_is_refused_with_what_is_allowed(method: MethodParameters, allowed: str) -> None:
@@ -62,11 +67,18 @@ def test_more_is_refused_with_what_is_allowed(method: MethodParameters, allowed:
     assert caught.value.loc == ("calibration", "source")
 
 
-def test_fewer_samples_than_there_are_count() -> None:
+@pytest.mark.parametrize(
+    ("sequences", "field", "told"),
+    [
+        (3, "samples", r"calibration.samples takes no more than 2, .* Give samples 3 \("),
+        (2, "source", r"the calibration text gives no more than 2, .* Give 3 sequences \("),
+    ],
+)
+def test_what_is_too_few_is_named_the_samples_or_the_text(sequences: int, field: str, told: str) -> None:
     few = job(training(updates=33), calibration=CalibrationSpec(samples=2))
-    with pytest.raises(CalibrationTooSmall, match="no more than 2") as caught:
-        check_budget(few, LENGTH, SEQUENCES, 4)
-    assert caught.value.loc == ("calibration", "samples")
+    with pytest.raises(CalibrationTooSmall, match=told) as caught:
+        check_budget(few, LENGTH, sequences, 4)
+    assert caught.value.loc == ("calibration", field)
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -79,6 +80,34 @@ def test_cut_writes_the_checkpoint_alone(tiny_checkpoint: Path, tmp_path: Path) 
     assert "Calibration text" not in card
     again = invoke("cut", *options)
     assert (again.exit_code, again.stderr.startswith("error [output_exists]")) == (2, True)
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/out/deeper", "/proc/nope"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_done(
+    tiny_checkpoint: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = invoke("prune", "--model", str(tiny_checkpoint), "--layers", "1", "--out", str(tmp_path / place))
+    assert result.exit_code == 2
+    told = result.stderr.splitlines()[-1]
+    assert told.startswith(f"error [output_not_writable]: {tmp_path / place} cannot be made: nothing can be written to")
+    assert "give another folder" in told
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "told"),
+    [
+        ("cut", "evaluation.samples=3", "cutting takes only output"),
+        ("prune", "name=elder", "--method names the method"),
+        ("prune", "updates=-1", "updates: Input should be greater than or equal to 0; found -1."),
+        ("prune", "foo=1", "foo: There is no such field; correct its name or leave it out."),
+    ],
+)
+def test_settings_that_do_not_do_are_refused(tmp_path: Path, command: str, setting: str, told: str) -> None:
+    options = ("--model", "builtin:manuals-16l", "--layers", "1", "--out", str(tmp_path / "out"))
+    result = invoke(command, *options, settings=(setting,))
+    assert result.exit_code == 2
+    assert told in " ".join(re.sub("[│╭╮╰╯─]", " ", result.stderr).split())
 
 
 def tensors_of(folder: Path) -> Path:

@@ -329,6 +329,11 @@ def test_a_gradient_that_is_no_number_leaves_the_weights(
             "protect_last had no effect: criterion is perplexity. Give taylor, or leave it out.",
         ),
         (ShortGptParameters(loss=Loss.CROSS_ENTROPY), "loss had no effect: the budget of training is 0."),
+        (ElderParameters(anneal_fraction=0.0, penalty=0.0, norm=Norm.L1), "norm had no effect: penalty is 0."),
+        (
+            ElderParameters(anneal_fraction=0.5, recovery_fraction=0.4),
+            "recovery_fraction had no effect: the layers have faded by then. Give more than what anneal_fraction",
+        ),
     ],
 )
 def test_settings_without_effect_are_told(parameters: TrainingParameters, told: str) -> None:

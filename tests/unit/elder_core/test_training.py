@@ -26,7 +26,7 @@ from elder_core.methods.losses import Teacher, frozen_copy, leaving, logits_of
 from elder_core.methods.low_rank import LowRank, low_rank, switched_off
 from elder_core.methods.mathematics import centred_cosine_distance
 from elder_core.methods.shortgpt import ShortGpt
-from elder_core.methods.training import Fading, train
+from elder_core.methods.training import Fading, default_rate, train
 from elder_core.monitor import Monitor, Page
 from elder_core.parameters import ElderParameters, Loss, Norm, ShortGptParameters, TrainingParameters, Weights
 from elder_core.surgery import bypassed, decoder_layers
@@ -130,11 +130,67 @@ def test_a_run_that_goes_wrong_is_put_back_and_goes_on_slower(context: Context, 
     assert points[-1].loss < points[0].loss
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 def test_a_run_that_keeps_its_layers_is_watched_as_well(context: Context, poison: Poison, fraction: float) -> None:
     poison(30, 1e6)
     train(context, QUICK.model_copy(update={"updates": 40}), REMOVED, fading=Fading(fraction, 0.1, Norm.L2))
     assert "at update 31: the weights were put back" in context.monitor.warnings[-1]
+
+
+@pytest.mark.parametrize("losses", [(2.0, 40.0), (*[1.0] * 10, *[3.0] * 10, 4.5)])
+def test_losses_that_run_away_are_noticed_from_the_second_on_however_slowly(
+    context: Context, losses: tuple[float, ...]
+) -> None:
+    watch = training._Watch(list(context.model.parameters()), context)
+    wrong = [watch.went_wrong(loss, update, 0.01, lambda: losses[0]) for update, loss in enumerate(losses)]
+    assert wrong == [False] * (len(losses) - 1) + [True]
+    assert f"became {losses[-1]:g} at update {len(losses)}" in context.monitor.warnings[-1]
+
+
+def test_a_text_that_is_hard_for_the_weights_kept_as_well_is_no_divergence(context: Context) -> None:
+    weight = next(context.model.parameters())
+    began = weight.detach().clone()
+    watch = training._Watch(list(context.model.parameters()), context)
+    asked: list[bool] = []
+
+    def again() -> float:
+        asked.append(torch.equal(weight, began))
+        return 30.0
+
+    assert not watch.went_wrong(2.0, 0, 0.0, again)
+    with torch.no_grad():
+        weight.add_(1)
+    assert not watch.went_wrong(40.0, 1, 0.01, again)
+    assert not watch.went_wrong(40.0, 2, 0.02, again)  # not looked into again
+    assert asked == [True]
+    assert torch.equal(weight, began + 1)
+    assert torch.equal(watch.kept[0], began)
+    assert context.monitor.warnings == []
+
+
+def test_a_model_that_the_last_update_ruined_is_put_back(context: Context) -> None:
+    before = {name: tensor.clone() for name, tensor in context.model.state_dict().items()}
+    assert len(train(context, QUICK.model_copy(update={"updates": 1, "learning_rate": 100.0}), REMOVED)) == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in context.model.state_dict().items())
+    assert "with the last update: the weights were put back to those at 0%" in context.monitor.warnings[-1]
+
+
+def test_a_rate_that_stays_too_high_after_three_returns_ends_the_run(context: Context) -> None:
+    with pytest.raises(NonFiniteLoss, match=r"The training loss became .* lower the learning rate"):
+        train(context, QUICK.model_copy(update={"updates": 20, "learning_rate": 100.0}), REMOVED)
+    assert len(context.monitor.warnings) == 3
+
+
+@pytest.mark.parametrize(("rate", "told"), [(3e-3, 0), (0.3, 1)])
+def test_a_training_that_did_harm_is_told(context: Context, rate: float, told: int) -> None:
+    points = train(context, QUICK.model_copy(update={"learning_rate": rate}), REMOVED)
+    assert len(points) == 12
+    assert len(context.monitor.warnings) == told
+    assert all(
+        warning.startswith(f"Training did harm: its loss was {points[0].loss:.4g} at the first update")
+        and "which was 0.3" in warning
+        for warning in context.monitor.warnings
+    )
 
 
 def test_weights_that_the_last_update_broke_are_put_back(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +282,7 @@ def test_the_weights_kept_are_refreshed_where_they_are(context: Context) -> None
     places = [kept.data_ptr() for kept in watch.kept]
     with torch.no_grad():
         learning[0].add_(1)
-    assert not watch.went_wrong(1.0, 3, 0.5, 0.0)
+    assert not watch.went_wrong(1.0, 3, 0.5, lambda: pytest.fail("a loss as it should be was looked into"))
     assert [kept.data_ptr() for kept in watch.kept] == places
     assert torch.equal(watch.kept[0], learning[0])
 
@@ -333,6 +389,22 @@ def test_lora_is_merged_and_leaves_an_ordinary_model(context: Context, lora: Tra
     assert all(".layers." in name and not any(f".layers.{layer}." in name for layer in REMOVED) for name in changed)
     name = sorted(changed)[0]
     assert torch.linalg.matrix_rank(after[name].float() - before[name].float(), rtol=1e-3) == 2
+
+
+def test_a_rank_above_the_matrices_own_is_told_and_made_theirs(context: Context) -> None:
+    parameters = QUICK.model_copy(update={"weights": Weights.LORA, "lora_rank": 4096})
+    train(context, parameters, REMOVED)
+    most = max(min(weight.shape) for weight in decoder_layers(context.model)[0].parameters() if weight.dim() == 2)
+    assert context.monitor.warnings == [f"lora_rank is 4096; no matrix here has more than rank {most}."]
+    with low_rank(context.model, list(decoder_layers(context.model)), 4096, seed=0) as additions:
+        assert max(addition.a.shape[0] for addition in additions) == most
+
+
+def test_the_default_rate_falls_with_ranks_above_16(context: Context) -> None:
+    rates = [
+        default_rate(TrainingParameters(weights=Weights.LORA, lora_rank=rank), context.model) for rank in (4, 16, 64)
+    ]
+    assert rates == [rates[0], rates[0], rates[0] / 4]
 
 
 def test_the_teacher_of_lora_is_the_model_without_it(context: Context) -> None:
