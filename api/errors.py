@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from api.schemas import Problem, ProblemItem
-from elder_core.errors import ElderError, InvalidInput, UnknownMethod, fault
+from elder_core.errors import ElderError, InvalidInput, UnknownMethod, in_words
 from elder_core.registry import METHODS, find_method
 from elder_service import errors as service
 from elder_service.db.engine import is_passing
@@ -37,6 +37,9 @@ STATUS_OF: dict[type[ElderError], HTTPStatus] = {
 
 # Errors of HTTP itself; the names in http.HTTPStatus change with the version of Python.
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "content_too_large", 416: "range_not_satisfiable"}
+
+# FastAPI's, where reading the body fails for another reason than its syntax.
+UNREAD_BODY = (400, "There was an error parsing the body")
 
 _log = logging.getLogger(__name__)
 
@@ -105,13 +108,15 @@ def _problem_item(error: dict[str, Any]) -> ProblemItem:
     if not loc and isinstance(error["input"], bytes):
         unread = "The body was not read as JSON; send it with the header Content-Type: application/json"
         return ProblemItem(loc=loc, code=error["type"], message=unread)
-    return ProblemItem(loc=loc, code=error["type"], message=fault(error))
+    return ProblemItem(loc=loc, code=error["type"], message=in_words(error))
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's, where reading the body failed but for its syntax
-        unread = "The body cannot be read as JSON; send UTF-8, without nesting or numbers beyond all use."
+    if (error.status_code, error.detail) == UNREAD_BODY:
+        unread = (
+            "The body cannot be read as JSON; send UTF-8, not nested too deeply, with no number of thousands of digits."
+        )
         return problem(request, error.status_code, "invalid_json", unread)
     code = HTTP_CODES.get(error.status_code, "http_error")
     return problem(request, error.status_code, code, str(error.detail), headers=dict(error.headers or {}))

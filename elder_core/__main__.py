@@ -23,7 +23,7 @@ from rich.console import Console
 
 from elder_core import console, pipeline
 from elder_core.cache_folder import user_cache
-from elder_core.errors import fault
+from elder_core.errors import in_words
 from elder_core.inspection import Sources
 from elder_core.journal import Folder, Journal
 from elder_core.registry import METHODS, find_method
@@ -278,7 +278,7 @@ def _bad_options(method: str = "") -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != method)
-        raise typer.BadParameter(f"{where}: {fault(first)}.") from error
+        raise typer.BadParameter(f"{where}: {in_words(first)}.") from error
 
 
 def _setting(setting: str, sections: Sequence[str]) -> tuple[str, str, Any]:

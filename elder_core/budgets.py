@@ -34,10 +34,10 @@ class Reading:
         return self.batches * self.rounds * self.batch_size
 
     def allowed(self, sequences: int) -> str:
-        """The largest budget that reads at most `sequences`, or where none does the largest batch."""
+        """The largest budget that reads at most `sequences`; where none does it is the batch that is too large."""
         if budget := math.floor(sequences // (self.rounds * self.batch_size) * self.per_batch):
-            return f"{self.parameter} {budget:,}"
-        return f"{self.batch_parameter} {sequences // self.rounds:,}"
+            return f"at most {self.parameter} {budget:,}"
+        return f"a smaller {self.batch_parameter}"
 
 
 def check_budget(spec: JobSpec, length: int, sequences: int, most: int | None) -> None:
@@ -54,13 +54,13 @@ def check_budget(spec: JobSpec, length: int, sequences: int, most: int | None) -
         if reading.sequences > MOST_TIMES * fitting:
             needed = math.ceil(reading.sequences / MOST_TIMES)
             scarce = sequences < needed
-            if scarce:
-                few, more = f"the calibration text gives no more than {sequences:,}", f"{needed:,} sequences"
-            else:
-                few, more = f"calibration.samples takes no more than {fitting:,}", f"samples {needed:,}"
+            few = f"the calibration text gives no more than {sequences:,}"
+            if fitting < sequences:
+                few = f"calibration.samples takes no more than {fitting:,}" + (f", and {few}" if scarce else "")
+            more = f"{needed:,} sequences" if scarce else f"samples {needed:,}"
             raise CalibrationTooSmall(
                 f"{reading.what} would read {reading.sequences:,} sequences of {length:,} tokens, but {few}, and each "
-                f"may be read {MOST_TIMES} times at most. Give {more} ({needed * length:,} tokens) or more, or at most "
+                f"may be read {MOST_TIMES} times at most. Give {more} ({needed * length:,} tokens) or more, or "
                 f"{reading.allowed(MOST_TIMES * fitting)}.",
                 loc=("calibration", "source" if scarce else "samples"),
             )

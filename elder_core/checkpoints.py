@@ -197,15 +197,17 @@ def check_output(model_dir: Path) -> None:
         OutputExists: something is there already.
         OutputNotWritable: no folder can be made there.
     """
-    if model_dir.is_symlink() or (model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir()))):
-        raise OutputExists(f"{model_dir} exists and is not empty; give another folder or empty this one.")
-    there = next(folder for folder in model_dir.absolute().parents if os.path.lexists(folder))
     try:
+        if model_dir.is_symlink() or (model_dir.exists() and (not model_dir.is_dir() or any(model_dir.iterdir()))):
+            raise OutputExists(f"{model_dir} exists and is not empty; give another folder or empty this one.")
+        if model_dir.is_mount():
+            raise OutputNotWritable(f"{model_dir} is a disk's own folder and cannot be replaced; give one inside it.")
+        there = next(folder for folder in model_dir.absolute().parents if os.path.lexists(folder))
         with tempfile.TemporaryDirectory(prefix=f".{model_dir.name}.", dir=there):
             pass
     except OSError as error:
         raise OutputNotWritable(
-            f"{model_dir} cannot be made: nothing can be written to {there} ({error.strerror}); give another folder."
+            f"{model_dir} cannot be written, nor a folder beside it ({error.strerror}); give another folder."
         ) from error
 
 
@@ -225,7 +227,7 @@ def created(model_dir: Path, *, source: Path, provenance: Provenance) -> Iterato
     folder `source` as they are, a model card and `elder.json`; it is `model_dir` once the disk holds all of it.
 
     Raises:
-        OutputExists: `model_dir` is not empty.
+        OutputExists, OutputNotWritable: see check_output.
     """
     check_output(model_dir)
     with _appearing_whole(model_dir) as folder:
@@ -250,7 +252,7 @@ def save(
     `Precision.SAME` keeps the number type of the source's weights, whatever the model was computed in.
 
     Raises:
-        OutputExists: `model_dir` is not empty.
+        OutputExists, OutputNotWritable: see check_output.
         InvalidCheckpoint: a weight is too large for `dtype`.
     """
     with created(model_dir, source=source, provenance=provenance) as new:

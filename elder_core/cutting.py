@@ -56,7 +56,7 @@ def cut(
     is told of every tensor, and may end it by raising.
 
     Raises:
-        OutputExists: `model_dir` is not empty.
+        OutputExists, OutputNotWritable: see checkpoints.check_output.
         LayersOutOfRange, DuplicateLayers, NoLayerLeft: `removed` does not fit the model.
         UnsupportedArchitecture: a setting of the config does not allow it.
         NonFiniteWeights: a weight is NaN or infinite.

@@ -48,6 +48,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -319,7 +320,7 @@ class Cancelled(Exception):  # an ending, not an error
     """Raised inside a run when its caller asked it to stop."""
 
 
-def fault(error: Mapping[str, Any]) -> str:
+def in_words(error: Mapping[str, Any]) -> str:
     """One of pydantic's errors as words, without a full stop, that name the value and what to do."""
     kind, message, given = error["type"], str(error["msg"]).removeprefix("Value error, "), error["input"]
     match kind:
@@ -331,9 +332,11 @@ def fault(error: Mapping[str, Any]) -> str:
             return f"Its {error['ctx']['discriminator']!s} is missing; give it"
         case "model_type" | "model_attributes_type":
             return f"Give an object of named fields; found {_shown(given)}"
+        case "tuple_type":
+            return f"Give a list; found {_shown(given)}"
     return f"{message}; found {_shown(given)}" if given is None or isinstance(given, str | int | float) else message
 
 
 def _shown(given: object) -> str:
-    found = repr(given)
+    found = json.dumps(given, ensure_ascii=False, default=repr)
     return found if len(found) <= MOST_SHOWN else f"{found[: MOST_SHOWN - 1]}…"

@@ -26,7 +26,7 @@ from elder_core.inspection import Sources, read_texts, text_path
 from elder_core.methods.base import Context, Method
 from elder_core.monitor import Monitor
 from elder_core.overlap import Parted, check_sources, part
-from elder_core.parameters import TrainingParameters
+from elder_core.parameters import ElderParameters, TrainingParameters
 from elder_core.registry import find_method
 from elder_core.sizes import count_to_remove
 from elder_core.spec import JobSpec
@@ -151,10 +151,14 @@ def _warn(job: Job, sequences: int, monitor: Monitor) -> None:
         )
     for warning in (*filter(None, [job.evaluation.warning()]), *job.source.info.warnings):
         monitor.warn(warning)
-    for name in ("search_samples", "scoring_samples"):
-        wanted = getattr(job.spec.method, name, None)
-        if wanted is not None and wanted > sequences and name in job.spec.method.model_fields_set:
-            monitor.warn(f"{name} is {wanted:,}, but there are only {sequences:,} calibration sequences.")
-    if isinstance(job.spec.method, TrainingParameters):
-        for sentence in job.spec.method.without_effect(layers_named=job.spec.layers is not None):
+    method = job.spec.method
+    if isinstance(method, TrainingParameters):
+        for sentence in method.without_effect(layers_named=job.spec.layers is not None):
             monitor.warn(sentence)
+    if job.spec.layers is None and not (isinstance(method, ElderParameters) and not method.searched):
+        for name in ("search_samples", "scoring_samples"):
+            wanted = getattr(method, name, None)
+            if wanted is not None and wanted > sequences and name in method.model_fields_set:
+                monitor.warn(
+                    f"{name} is {wanted:,}, but calibration has only {sequences:,} sequences; all of them were used."
+                )

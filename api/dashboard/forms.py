@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from api.dashboard.fields import Field, fields_of
 from api.schemas import JobCreate, JobNeeds
-from elder_core.errors import AmbiguousTarget, ElderError, fault
+from elder_core.errors import AmbiguousTarget, ElderError, in_words
 from elder_core.registry import METHODS
 from elder_core.spec import CalibrationSpec, EvaluationSpec, ModelRef, OutputSpec
 from elder_core.target import Target
@@ -164,7 +164,7 @@ def _messages(
         yield error.loc or chosen, error.message
         return
     for one in error.errors():
-        yield one["loc"], f"{fault(one)}."
+        yield one["loc"], f"{in_words(one)}."
 
 
 def _nearest(loc: Sequence[str | int], names: set[str]) -> str | None:

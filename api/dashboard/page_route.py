@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from api.dashboard.rendering import render
 from api.errors import http_status
-from elder_core.errors import ElderError, fault
+from elder_core.errors import ElderError, in_words
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -58,6 +58,6 @@ def _described(error: Exception) -> tuple[HTTPStatus, str]:
         return HTTPStatus(error.status_code), str(error.detail)
     if isinstance(error, RequestValidationError):
         wrong = error.errors()[0]
-        return HTTPStatus.UNPROCESSABLE_ENTITY, f"{wrong['loc'][-1]}: {fault(wrong)}."
+        return HTTPStatus.UNPROCESSABLE_ENTITY, f"{wrong['loc'][-1]}: {in_words(wrong)}."
     _log.error("Database unavailable: %s", error)
     return HTTPStatus.SERVICE_UNAVAILABLE, "The database does not answer; try again in a few seconds."

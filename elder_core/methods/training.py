@@ -36,7 +36,8 @@ CLIP_NORM = 1.0
 # rate falls with the width (arXiv 2203.03466). The constants were measured on the bundled model, 192 wide: docs/log.md.
 RATE_TIMES_WIDTH = 0.13
 RATE_TIMES_WIDTH_MATCHED = 0.19  # where hidden states are matched, which bears larger steps
-LORA_RATE_FACTOR, LORA_RANK = 10, 16  # up to that rank; a step of a higher one adds up over its rank
+LORA_RATE_FACTOR = 10
+LORA_RANK_AT_FULL_RATE = 16  # a step of a higher rank adds up over it, so its rate is lower
 REACHED_BY_LORA = 0.9  # of a layer's matrices, below which it is told
 
 ROUNDING = 1e-9
@@ -161,7 +162,10 @@ class _Run:
                     )
                 rank = self._parameters.lora_rank
                 if (most := most_rank(chosen)) < rank:
-                    self._context.monitor.warn(f"lora_rank is {rank}; no matrix here has more than rank {most}.")
+                    self._context.monitor.warn(
+                        f"lora_rank is {rank}, but no matrix here can have more than {most}, which was used. Give at "
+                        "most that."
+                    )
                 additions = stack.enter_context(low_rank(self._model, chosen, rank, seed=self._context.seed))
                 self._learning = [parameter for addition in additions for parameter in addition.parameters()]
                 own = Teacher(self._model, partial(switched_off, additions))
@@ -186,14 +190,14 @@ class _Run:
             state.restore(page.recalled)
             page.recalled = None  # with both moments and the weights kept it is four times as large as what learns
         before, after = self._budget.shares(state.update, state.seconds)
-        gate = 0.0
         while before < 1:
             loss, gate = self._update(state, before, after)
             page.offer(state.entry)
             self._report(state, after, loss, gate)
             before, after = self._budget.shares(state.update, state.seconds)
-        state.watch.end(partial(self._again, state.update - 1, gate))
-        self._warn_of_harm(state.points)
+        gate = 0.0 if self._fading is None else self._fading.gate(1.0)
+        if not state.watch.went_wrong_at_last(gate, partial(self._objective_now, state.update - 1, gate)):
+            self._warn_of_harm(state.points)
         if self._budget.seconds:
             self._context.note_repetition("training", state.update, self._parameters.batch_size)
         page.keep(state.entry(finished=True))
@@ -207,7 +211,8 @@ class _Run:
         gate = 0.0 if self._fading is None else self._fading.gate(after)
         rate = learning_rate_at(before, after, self._peak * state.watch.rate_factor)
         loss, penalty = self._gradient(state.optimizer, state.update, gate)
-        if state.watch.went_wrong(loss, state.update, before, partial(self._again, state.update, gate)):
+        objective, now = self._objective(loss, penalty), partial(self._objective_now, state.update, gate)
+        if state.watch.went_wrong(objective, state.update, before, gate, now):
             state.optimizer.state.clear()
         else:
             for group in state.optimizer.param_groups:
@@ -239,12 +244,20 @@ class _Run:
             return (loss if not math.isfinite(loss) else math.inf), None
         return loss, penalty if gate > 0 else None
 
+    def _objective(self, loss: float, penalty: float | None) -> float:
+        """What is minimised."""
+        return loss if self._fading is None or penalty is None else loss + self._fading.penalty * penalty
+
     @torch.no_grad()
-    def _again(self, update: int, gate: float) -> float:
-        """The loss of that update's batch with the weights as they are now."""
+    def _objective_now(self, update: int, gate: float) -> float:
+        """That of the update's batch with the weights as they are now."""
         ids = self._context.batch(update, self._parameters.batch_size)
-        parts = self._context.in_parts(ids)
-        return sum(len(part) / len(ids) * self._loss(part, gate)[0].item() for part in parts)
+        total = 0.0
+        for part in self._context.in_parts(ids):
+            loss, norms = self._loss(part, gate)
+            penalty = sum(norm.item() for norm in norms.values())
+            total += len(part) / len(ids) * self._objective(loss.item(), penalty)
+        return total
 
     def _loss(self, ids: Tensor, gate: float) -> tuple[Tensor, dict[int, Tensor]]:
         """The scalar loss on `ids` `[batch, seq]`, and the norms of Δ; see _weighted."""
@@ -275,13 +288,15 @@ class _Run:
             yield norms
 
     def _warn_of_harm(self, points: Sequence[TrainingPoint]) -> None:
-        alike = [point.loss for point in points if point.gate == points[0].gate]
-        if len(alike) < len(points) or len(alike) < 2:
+        """Warn where the objective has grown, of the last batches and of the first; not where the gate moved."""
+        found = [self._objective(point.loss, point.penalty) for point in points]
+        if len(found) < 2 or any(point.gate != points[0].gate for point in points):
             return
-        first, last = alike[0], _mean(alike[len(alike) // 2 :][-RECENT:])
-        if last > WORSE_FACTOR * first + WORSE_NATS:
+        limit = WORSE_FACTOR * found[0] + WORSE_NATS
+        last = _mean(found[len(found) // 2 :][-RECENT:])
+        if last > limit and self._objective_now(points[0].update - 1, points[0].gate or 0.0) > limit:
             self._context.monitor.warn(
-                f"Training did harm: its loss was {first:.4g} at the first update and {last:.4g} at the last ones. "
+                f"Training did harm: its loss was {found[0]:.4g} at the first update and {last:.4g} at the last ones. "
                 f"Lower learning_rate, which was {self._peak:.2g}, or give more updates."
             )
 
@@ -343,28 +358,29 @@ class _Watch:
         self._learning = learning
         self._context = context
         self._returns = 0
-        self._recent: list[float] = []  # losses since the last one that was looked into
-        self._least = math.inf  # the smallest mean that RECENT of them had
+        self._recent: list[float] = []  # what losses may be expected to be like; at most RECENT of them
+        self._least_mean = math.inf  # that RECENT of them had
+        self._gate = 0.0  # that they were found at
         self._kept_at = 0.0
         self.kept = [parameter.detach().to("cpu", copy=True) for parameter in learning]
 
-    def went_wrong(self, loss: float, update: int, share: float, again: Callable[[], float]) -> bool:
+    def went_wrong(self, loss: float, update: int, share: float, gate: float, loss_now: Callable[[], float]) -> bool:
         """Whether this update's loss is no number or has run away; if so the weights are the last good ones again.
 
         It is asked before the update is made, so that weights are kept by whose own loss they were good. A loss far
-        above the others may come of the text, or of layers that have left since: it has run away if it is as far above
-        that of the weights kept, which `again` computes of the same text.
+        above the others may come of the text, or of layers that have left since, by another `gate`: it has run away
+        if it is far above that of the weights kept, too, which `loss_now` computes of the same text.
 
         Raises:
             NonFiniteLoss: nothing has moved yet, or it is one time too many.
         """
-        if not self._bad(loss, again):
-            self._recent = [*self._recent[-RECENT + 1 :], loss]
-            if len(self._recent) == RECENT:
-                self._least = min(self._least, _mean(self._recent))
+        if self._is_as_expected(loss):
+            self._expect(loss, gate)
             if share >= self._kept_at + KEPT_SHARE - ROUNDING:
                 self._keep()
                 self._kept_at = share
+            return False
+        if not self._ran_away(loss, gate, loss_now):
             return False
         if update == 0 or self._returns == MOST_RETURNS:
             raise NonFiniteLoss(
@@ -378,12 +394,16 @@ class _Watch:
         )
         return True
 
-    def end(self, again: Callable[[], float]) -> None:
-        """Put the last good weights back if the last update went wrong: `again` computes its batch's loss after it."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self._learning):
-            self._return("The last update left weights that are no numbers", "training ended there")
-        elif self._recent and self._bad(loss := again(), again):
-            self._return(f"The training loss became {loss:.4g} with the last update", "training ended there")
+    def went_wrong_at_last(self, gate: float, loss_now: Callable[[], float]) -> bool:
+        """As went_wrong, after the last update, whose batch `loss_now` computes the loss of."""
+        finite = all(bool(parameter.isfinite().all()) for parameter in self._learning)
+        if finite and not self._recent:  # put back just now, or finished before
+            return False
+        loss = loss_now() if finite else math.nan
+        if self._is_as_expected(loss) or not self._ran_away(loss, gate, loss_now):
+            return False
+        self._return(f"The training loss became {loss:.4g} with the last update", "training ended there")
+        return True
 
     def facts(self) -> dict[str, object]:
         """All that it knows but the weights that it keeps."""
@@ -391,37 +411,48 @@ class _Watch:
             "rate_factor": self.rate_factor,
             "returns": self._returns,
             "recent": self._recent,
-            "least": self._least,
+            "least_mean": self._least_mean,
+            "gate": self._gate,
             "kept_at": self._kept_at,
         }
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.rate_factor, self._returns = facts["rate_factor"], facts["returns"]
-        self._recent, self._least, self._kept_at = facts["recent"], facts["least"], facts["kept_at"]
+        self._recent, self._least_mean = facts["recent"], facts["least_mean"]
+        self._gate, self._kept_at = facts["gate"], facts["kept_at"]
         overwrite(self.kept, "kept", tensors)
 
-    def _bad(self, loss: float, again: Callable[[], float]) -> bool:
+    def _is_as_expected(self, loss: float) -> bool:
+        if not math.isfinite(loss) or not self._recent:
+            return math.isfinite(loss)
+        if math.isfinite(self._least_mean):
+            return loss <= _far_above(self._least_mean)
+        return loss <= _far_above(_mean(self._recent), EARLY_FACTOR)
+
+    def _ran_away(self, loss: float, gate: float, loss_now: Callable[[], float]) -> bool:
+        """Whether the weights kept do far better. If not, what they do on this text is what may be expected."""
         if not math.isfinite(loss):
             return True
-        if not self._recent:
-            return False
-        early = self._least == math.inf
-        usual = _far_above(_mean(self._recent), EARLY_FACTOR) if early else _far_above(self._least)
-        if loss <= usual:
-            return False
         self._exchange()
-        with_kept = again()
+        with_kept = loss_now()
         self._exchange()
         if loss > _far_above(with_kept):
             return True
-        self._recent, self._least = [], math.inf
+        if gate != self._gate:
+            self._recent, self._least_mean = [], math.inf
+        self._expect(with_kept, gate)
         return False
+
+    def _expect(self, loss: float, gate: float) -> None:
+        self._recent, self._gate = [*self._recent[-RECENT + 1 :], loss], gate
+        if len(self._recent) == RECENT:
+            self._least_mean = min(self._least_mean, _mean(self._recent))
 
     def _return(self, why: str, then: str) -> None:
         with torch.no_grad():
             for parameter, kept in zip(self._learning, self.kept, strict=True):
                 parameter.copy_(kept)
-        self._recent, self._least = [], math.inf
+        self._recent, self._least_mean = [], math.inf
         self._returns += 1
         self._context.monitor.warn(
             f"{why}: the weights were put back to those at {self._kept_at:.0%} of the budget, and {then}."
@@ -461,5 +492,6 @@ def default_rate(parameters: TrainingParameters, model: PreTrainedModel) -> floa
     constant = RATE_TIMES_WIDTH_MATCHED if parameters.matching else RATE_TIMES_WIDTH
     rate = constant / float(model.config.get_text_config().hidden_size)
     if parameters.weights is Weights.LORA:
-        rate *= LORA_RATE_FACTOR * min(1.0, LORA_RANK / parameters.lora_rank)
+        rank = min(parameters.lora_rank, most_rank(list(decoder_layers(model))))
+        rate *= LORA_RATE_FACTOR * min(1.0, LORA_RANK_AT_FULL_RATE / max(1, rank))
     return rate

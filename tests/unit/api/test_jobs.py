@@ -110,8 +110,8 @@ def test_a_hub_model_is_looked_at_by_the_worker(client: TestClient) -> None:
         ({"method": {"name": "elder", "updates": -1}}, "Input should be greater than or equal to 0; found -1"),
         ({"rato": 0.5}, "There is no such field; correct its name or leave it out"),
         ({"method": {"updates": 2}}, "Its 'name' is missing; give it"),
-        ({"method": "elder"}, "Give an object of named fields; found 'elder'"),
-        ({"model": "m" * 200}, f"Give an object of named fields; found '{'m' * 78}…"),
+        ({"method": "elder"}, 'Give an object of named fields; found "elder"'),
+        ({"model": "m" * 200}, f'Give an object of named fields; found "{"m" * 78}…'),
     ],
 )
 def test_messages_name_the_value_and_the_remedy(client: TestClient, change: dict[str, Any], told: str) -> None:
