@@ -339,4 +339,5 @@ def in_words(error: Mapping[str, Any]) -> str:
 
 def _shown(given: object) -> str:
     found = json.dumps(given, ensure_ascii=False, default=repr)
+    found = found.encode(errors="backslashreplace").decode()  # half a surrogate pair could not be sent
     return found if len(found) <= MOST_SHOWN else f"{found[: MOST_SHOWN - 1]}…"
