@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -293,7 +294,7 @@ class _Run:
         if len(found) < 2 or any(point.gate != points[0].gate for point in points):
             return
         limit = WORSE_FACTOR * found[0] + WORSE_NATS
-        last = _mean(found[len(found) // 2 :][-RECENT:])
+        last = fmean(found[len(found) // 2 :][-RECENT:])
         if last > limit and self._objective_now(points[0].update - 1, points[0].gate or 0.0) > limit:
             self._context.monitor.warn(
                 f"Training did harm: its loss was {found[0]:.4g} at the first update and {last:.4g} at the last ones. "
@@ -427,7 +428,7 @@ class _Watch:
             return math.isfinite(loss)
         if math.isfinite(self._least_mean):
             return loss <= _far_above(self._least_mean)
-        return loss <= _far_above(_mean(self._recent), EARLY_FACTOR)
+        return loss <= _far_above(fmean(self._recent), EARLY_FACTOR)
 
     def _ran_away(self, loss: float, gate: float, loss_now: Callable[[], float]) -> bool:
         """Whether the weights kept do far better. If not, what they do on this text is what may be expected."""
@@ -446,7 +447,7 @@ class _Watch:
     def _expect(self, loss: float, gate: float) -> None:
         self._recent, self._gate = [*self._recent[-RECENT + 1 :], loss], gate
         if len(self._recent) == RECENT:
-            self._least_mean = min(self._least_mean, _mean(self._recent))
+            self._least_mean = min(self._least_mean, fmean(self._recent))
 
     def _return(self, why: str, then: str) -> None:
         with torch.no_grad():
@@ -470,10 +471,6 @@ class _Watch:
     def _keep(self) -> None:
         for parameter, kept in zip(self._learning, self.kept, strict=True):
             kept.copy_(parameter)
-
-
-def _mean(losses: Sequence[float]) -> float:
-    return sum(losses) / len(losses)
 
 
 def _far_above(loss: float, factor: float = DIVERGED_FACTOR) -> float:

@@ -54,15 +54,26 @@ def test_sixteen_times_are_taken(method: MethodParameters) -> None:
             f"tokens {MOST * LENGTH * 10 // 8}",
         ),
         (ElderParameters(tokens=0, gate_steps=MOST // 4 + 1, layers_per_round=1), f"gate_steps {MOST // 4}"),
-        (ShortGptParameters(updates=1, batch_size=MOST + 1), "a smaller batch_size"),
-        (
-            ElderParameters(tokens=0, gate_steps=1, gate_batch_size=MOST // 4 + 1, layers_per_round=1),
-            "a smaller gate_batch_size",
-        ),
     ],
 )
 def test_more_is_refused_with_what_is_allowed(method: MethodParameters, allowed: str) -> None:
-    with pytest.raises(CalibrationTooSmall, match=f"{allowed}\\.") as caught:
+    with pytest.raises(CalibrationTooSmall, match=f"at most {allowed}\\.") as caught:
+        check_budget(job(method), LENGTH, SEQUENCES, 4)
+    assert caught.value.loc == ("calibration", "source")
+
+
+@pytest.mark.parametrize(
+    ("method", "too_large"),
+    [
+        (ShortGptParameters(updates=1, batch_size=MOST + 1), "batch_size"),
+        (
+            ElderParameters(tokens=0, gate_steps=1, gate_batch_size=MOST // 4 + 1, layers_per_round=1),
+            "gate_batch_size",
+        ),
+    ],
+)
+def test_a_batch_that_no_budget_makes_up_for_is_named(method: MethodParameters, too_large: str) -> None:
+    with pytest.raises(CalibrationTooSmall, match=f"or a smaller {too_large}\\.") as caught:
         check_budget(job(method), LENGTH, SEQUENCES, 4)
     assert caught.value.loc == ("calibration", "source")
 
