@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel
 
 from elder_core import checkpoints, devices
-from elder_core.calibration.windows import calibration_text, token_stream
+from elder_core.calibration.windows import calibration_text, leading_token, token_stream
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.speed import compare_speed, workload
 from elder_core.inspection import Sources, read_texts, text_path
@@ -101,7 +101,8 @@ def main() -> int:
     source = checkpoints.resolve(ModelRef(id=MODEL), Sources())
     loaded = checkpoints.load(source, device)
     stream = token_stream(read_texts(text_path(CALIBRATION, Sources())), loaded.tokenizer)
-    windows = calibration_text(stream, LENGTH, seed=options.seed).learning
+    leading = leading_token(loaded.tokenizer)
+    windows = calibration_text(stream, LENGTH, leading=leading, seed=options.seed).learning
     context = Context(loaded.model, windows, options.seed, device, Monitor())
     choosing = [found for count in COUNTS for found in _choosing(context, count, options.repetitions)]
     removed = {found.layers: found.removed for found in choosing if found.method == "elder"}

@@ -37,7 +37,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import PreTrainedModel
 
 from elder_core import checkpoints, devices
-from elder_core.calibration.windows import EvaluationText, calibration_text, evaluation_text, token_stream
+from elder_core.calibration.windows import (
+    EvaluationText,
+    calibration_text,
+    evaluation_text,
+    leading_token,
+    token_stream,
+)
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.quality import quality
 from elder_core.inspection import Sources, read_texts, text_path
@@ -92,7 +98,7 @@ PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
 PULLED = "residual gate; λ2 0.03"  # the best of 0.001, 0.01, 0.03 and 0.1 on this model: docs/log.md
 PAPER_PULLED = PAPER_RESIDUAL.model_copy(update={"penalty": 0.03})
 
-# One ingredient of the default at a time, replaced by what it was before.
+# One ingredient of the default at a time, replaced by what else it could be.
 ABLATION = "ablation: "
 WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("hidden states not matched", {"matching": 0.0}),
@@ -234,6 +240,7 @@ class Bench:
 
     dense: PreTrainedModel
     stream: Tensor
+    leading: int | None
     text: EvaluationText
     logits: list[Tensor]
     continuations: Tensor
@@ -242,7 +249,7 @@ class Bench:
 
     def context(self, seed: int) -> Context:
         """A fresh copy of the model, with the text in the order of `seed`."""
-        windows = calibration_text(self.stream, self.length, seed=seed).learning
+        windows = calibration_text(self.stream, self.length, leading=self.leading, seed=seed).learning
         return Context(copy.deepcopy(self.dense), windows, seed, self.device, Monitor())
 
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
@@ -594,7 +601,7 @@ def _bench(source: checkpoints.Resolved, device: torch.device, options: argparse
             for batch in torch.split(text.windows, 16)
         ]
     continuations = _continue(loaded.model, text.windows[:PROBES])
-    return Bench(loaded.model, stream, text, logits, continuations, length, device)
+    return Bench(loaded.model, stream, leading_token(loaded.tokenizer), text, logits, continuations, length, device)
 
 
 def _result(bench: Bench, source: checkpoints.Resolved, options: argparse.Namespace) -> Result:

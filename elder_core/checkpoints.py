@@ -55,6 +55,7 @@ __all__ = [
 GENERATION_FILE = "generation_config.json"
 FOREIGN_CODE = "auto_map"  # the classes, in Python files beside a config, by which remote code reads it
 LICENCE_PATTERNS = ("LICENSE*", "NOTICE*")
+UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,12 @@ def tokenizer_hash(resolved: Resolved) -> str:
     return digest.hexdigest()
 
 
-def load(resolved: Resolved, device: torch.device) -> LoadedModel:
-    """Load model and tokenizer: float32 on a CPU, elsewhere the number type that the weights are stored in.
+def load(resolved: Resolved, device: torch.device, *, largest_id: int | None = None) -> LoadedModel:
+    """Load model and tokenizer: float32 on a CPU, elsewhere the number type that most of the weights are stored in.
 
-    So no weight is rounded on its way through: what is exported in the stored type is what was there.
+    So none of these is rounded on its way through: what is exported in that type is what was there. `largest_id` is the
+    largest token id that the model is going to read; None means any that its tokenizer knows. Some released models'
+    tokenizers know tokens, such as those of images, that the model has no embedding of.
 
     Raises:
         InvalidCheckpoint: config, weights and tokenizer do not belong together.
@@ -144,10 +147,11 @@ def load(resolved: Resolved, device: torch.device) -> LoadedModel:
     _check_finite(model)
     tokenizer = load_tokenizer(resolved.path)
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    largest = len(tokenizer) - 1 if largest_id is None else largest_id
+    if largest >= rows:
         raise InvalidCheckpoint(
-            f"The tokenizer has {len(tokenizer)} entries, the model embeddings for {rows}; remove the added tokens or "
-            "resize the embeddings.",
+            f"The tokenizer makes token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), and the model has "
+            f"embeddings for tokens 0 to {rows - 1} only; leave it out of texts and prompts, or resize the embeddings.",
             loc=("model", "id"),
         )
     return LoadedModel(model.to(device).eval(), tokenizer, resolved)
@@ -203,7 +207,7 @@ def check_output(model_dir: Path) -> None:
         if model_dir.is_mount():
             raise OutputNotWritable(f"{model_dir} is a disk's own folder and cannot be replaced; give one inside it.")
         there = next(folder for folder in model_dir.absolute().parents if os.path.lexists(folder))
-        with tempfile.TemporaryDirectory(prefix=f".{model_dir.name}.", dir=there):
+        with tempfile.TemporaryDirectory(prefix=f".{model_dir.name}.", suffix=UNFINISHED, dir=there):
             pass
     except OSError as error:
         raise OutputNotWritable(
@@ -345,7 +349,11 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def _appearing_whole(target: Path) -> Iterator[Path]:
     """A folder beside `target` to write to, which takes its place at the end; on an error nothing is left."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    prefix = f".{target.name}."
+    for left in target.parent.iterdir():
+        if left.name.startswith(prefix) and left.name.endswith(UNFINISHED):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=target.parent))
     try:
         yield folder
         for path in (*folder.rglob("*"), folder):

@@ -22,11 +22,13 @@ CPU_OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory", re.IGN
 def choose(device: str) -> torch.device:
     """The device called `device`: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
 
+    A CUDA device becomes the process's current one: what is asked of torch without naming one is asked of it.
+
     Raises:
         DeviceUnavailable: there is no such device here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise DeviceUnavailable(f"There is no device {device!r}; give auto, cpu, cuda or cuda:N.")
     chosen = torch.device(device)
@@ -35,6 +37,8 @@ def choose(device: str) -> torch.device:
             f"Device {device!r} was asked for, but {torch.cuda.device_count()} CUDA devices are visible; "
             "give cpu or auto, or make one visible (CUDA_VISIBLE_DEVICES)."
         )
+    if chosen.index is not None and chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     return chosen
 
 

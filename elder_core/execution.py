@@ -20,7 +20,7 @@ from elder_core.methods.base import Context, Method, Selection, named_layers
 from elder_core.monitor import Monitor
 from elder_core.parameters import CutParameters
 from elder_core.reporting import Outcome, layer_reports, model_summary, parameters_of
-from elder_core.sizes import parameter_count
+from elder_core.sizes import narrowing, parameter_count
 from elder_core.spec import Expected, JobSpec, Stage
 
 Choose = Callable[[Method, Context], tuple[Selection, Expected | None]]
@@ -40,7 +40,7 @@ def prune(job: Job, texts: Texts, choose: Choose, model_dir: Path, monitor: Moni
     if isinstance(job.spec.method, CutParameters):
         return cut_saved(job.spec, job.source, model_dir, monitor)
     with monitor.entered(Stage.LOADING):
-        loaded = load(job)
+        loaded = load(job, texts)
     method, context = job.method(), context_of(job, loaded, texts, monitor)
     with monitor.entered(Stage.SELECTING):
         selection, expected = _choice(choose, method, context)
@@ -86,7 +86,7 @@ def cut_saved(spec: JobSpec, source: Resolved, model_dir: Path, monitor: Monitor
         selection=selection,
         expected=None,
         training=(),
-        warnings=source.info.warnings,
+        warnings=(*source.info.warnings, *narrowing(source.info, spec.output)),
     )
     with monitor.entered(Stage.EXPORTING):
         cutting.cut(
@@ -118,8 +118,8 @@ def evaluate_saved(
     with monitor.entered(Stage.EVALUATING):
         devices.release_memory(job.device)  # memory is measured in a process of its own
         return evaluate(
-            lambda: checkpoints.load(job.source, job.device).model,
-            lambda: checkpoints.load(saved, job.device).model,
+            lambda: checkpoints.load(job.source, job.device, largest_id=texts.largest_id).model,
+            lambda: checkpoints.load(saved, job.device, largest_id=texts.largest_id).model,
             texts.tokenizer,
             spec=job.spec.evaluation,
             windows=text.windows,

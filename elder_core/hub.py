@@ -33,6 +33,7 @@ TOKENIZER_PATTERNS = (
     "chat_template*",
     "*.model",
     "*.tiktoken",
+    "tekken.json",
 )
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"  # in the one folder that transformers saves in a checkpoint
 PROCESSOR_PATTERNS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")

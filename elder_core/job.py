@@ -17,6 +17,7 @@ from elder_core.calibration.windows import (
     EvaluationText,
     calibration_text,
     evaluation_windows,
+    leading_token,
     window_length,
 )
 from elder_core.checkpoints import LoadedModel, Resolved
@@ -28,7 +29,7 @@ from elder_core.monitor import Monitor
 from elder_core.overlap import Parted, check_sources, part
 from elder_core.parameters import ElderParameters, TrainingParameters
 from elder_core.registry import find_method
-from elder_core.sizes import count_to_remove
+from elder_core.sizes import count_to_remove, narrowing
 from elder_core.spec import JobSpec
 
 
@@ -68,6 +69,7 @@ class Texts:
     tokenizer: PreTrainedTokenizerBase
     calibration: CalibrationText
     evaluation: EvaluationText
+    largest_id: int  # of all tokens that the model is going to read
 
 
 def resolve(spec: JobSpec, sources: Sources, device: str) -> Job:
@@ -102,15 +104,16 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
         InvalidCheckpoint: the model has no usable tokenizer.
     """
     tokenizer = checkpoints.load_tokenizer(job.source.path)
-    check_prompts(job.spec.evaluation.prompts, tokenizer)
-    length = window_length(None, job.source.info.max_positions)
+    prompts = check_prompts(job.spec.evaluation.prompts, tokenizer)
+    length, leading = window_length(None, job.source.info.max_positions), leading_token(tokenizer)
     cut = partial(job.token_cache.stream, tokenizer=tokenizer, tokenizer_hash=checkpoints.tokenizer_hash(job.source))
     documents = job.evaluation.documents
     stream, unseen = cut(job.calibration, field="calibration"), cut(documents, field="evaluation")
     texts = Texts(
         tokenizer,
-        _calibration(job, stream),
-        evaluation_windows(documents, unseen, length, samples=job.spec.evaluation.samples),
+        _calibration(job, stream, leading),
+        evaluation_windows(documents, unseen, length, leading=leading, samples=job.spec.evaluation.samples),
+        max(int(stream.max()), int(unseen.max()), *map(max, prompts)),
     )
     most = most_layers(job.count, job.source.info.layers)
     check_budget(job.spec, job.window_length, texts.calibration.available, most)
@@ -118,10 +121,10 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
     return texts
 
 
-def load(job: Job) -> LoadedModel:
-    """The job's model on its device, whose memory is counted from here on."""
+def load(job: Job, texts: Texts) -> LoadedModel:
+    """The job's model on its device, whose memory is counted from here on, to read `texts`."""
     devices.reset_peak_memory(job.device)
-    return checkpoints.load(job.source, job.device)
+    return checkpoints.load(job.source, job.device, largest_id=texts.largest_id)
 
 
 def context_of(job: Job, loaded: LoadedModel, texts: Texts, monitor: Monitor) -> Context:
@@ -131,11 +134,12 @@ def context_of(job: Job, loaded: LoadedModel, texts: Texts, monitor: Monitor) ->
     )
 
 
-def _calibration(job: Job, stream: torch.Tensor) -> CalibrationText:
+def _calibration(job: Job, stream: torch.Tensor, leading: int | None) -> CalibrationText:
     wanted = job.spec.calibration
     return calibration_text(
         stream,
         job.window_length,
+        leading=leading,
         samples=wanted.samples,
         seed=wanted.seed,
         keep_apart=job.spec.target is not None,
@@ -149,7 +153,8 @@ def _warn(job: Job, sequences: int, monitor: Monitor) -> None:
             f"{samples:,} calibration sequences were asked for, but the text fills only {sequences:,} of "
             f"{job.window_length:,} tokens."
         )
-    for warning in (*filter(None, [job.evaluation.warning()]), *job.source.info.warnings):
+    info = job.source.info
+    for warning in (*filter(None, [job.evaluation.warning()]), *info.warnings, *narrowing(info, job.spec.output)):
         monitor.warn(warning)
     method = job.spec.method
     if isinstance(method, TrainingParameters):

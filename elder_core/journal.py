@@ -60,6 +60,8 @@ class Folder:
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.glob(f"*{_PART}"):  # by a run that was killed while writing
+            left.unlink(missing_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.path, prefix=name, suffix=_PART, delete=False) as file:
             part = Path(file.name)
             try:

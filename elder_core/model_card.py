@@ -10,7 +10,7 @@ from elder_core.inspection import is_hub_id
 from elder_core.manifest import MANIFEST_FILE, Provenance
 from elder_core.parameters import CutParameters
 from elder_core.registry import find_method
-from elder_core.spec import JobSpec, Precision
+from elder_core.spec import Precision
 
 CARD_FILE = "README.md"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -56,10 +56,11 @@ def _front_matter(provenance: Provenance, licence: list[str]) -> list[str]:
     ]
 
 
-def _text(spec: JobSpec) -> list[str]:
+def _text(provenance: Provenance) -> list[str]:
+    spec = provenance.spec
     if isinstance(spec.method, CutParameters):
-        change = "" if spec.output.dtype is Precision.SAME else f", as {spec.output.dtype.value}"
-        return [f"- All weights that stay are those of the source{change}."]
+        dtype = provenance.source.dtype if spec.output.dtype is Precision.SAME else spec.output.dtype.value
+        return [f"- All weights that stay are those of the source, as {dtype}."]
     return [f"- Calibration text: `{spec.calibration.source}`."]
 
 
@@ -75,6 +76,6 @@ def _origin(provenance: Provenance) -> list[str]:
         "",
         f"- Architecture: {source.architecture}, as that of the source; any loader of it reads this checkpoint.",
         f"- Removed layers, counted from 0 in the source: {removed}.",
-        *_text(provenance.spec),
+        *_text(provenance),
         f"- Settings, seeds, versions, the weight of every layer and the hash of every file: `{MANIFEST_FILE}`.",
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elder_core import checkpoints, depth, devices
 from elder_core.calibration.token_cache import TokenCache
-from elder_core.calibration.windows import evaluation_windows, window_length
+from elder_core.calibration.windows import evaluation_windows, leading_token, window_length
 from elder_core.evaluation.single import evaluate_one
 from elder_core.evaluation.speed import workload
 from elder_core.execution import cut_saved, evaluate_saved, prune
@@ -114,7 +114,7 @@ def plan(
         with monitor.entered(Stage.CALIBRATING):
             texts = tokenize(job, monitor)
         with monitor.entered(Stage.LOADING):
-            loaded = load(job)
+            loaded = load(job, texts)
         with monitor.entered(Stage.SELECTING):
             context = context_of(job, loaded, texts, monitor)
             selection, expected = depth.choose_with_cost(job, job.method(), context, texts.calibration)
@@ -176,10 +176,11 @@ def measure(
             tokens = TokenCache(sources.token_cache).stream(
                 documents, tokenizer, checkpoints.tokenizer_hash(source), field="evaluation"
             )
-            text = evaluation_windows(documents, tokens, length, samples=wanted.samples)
+            leading = leading_token(tokenizer)
+            text = evaluation_windows(documents, tokens, length, leading=leading, samples=wanted.samples)
         with monitor.entered(Stage.EVALUATING):
             return evaluate_one(
-                lambda: checkpoints.load(source, chosen).model,
+                lambda: checkpoints.load(source, chosen, largest_id=int(tokens.max())).model,
                 path=source.path,
                 windows=text.windows,
                 bytes_per_token=text.bytes_per_token,

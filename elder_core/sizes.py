@@ -193,6 +193,27 @@ def saved_type(info: CheckpointInfo, output: OutputSpec) -> str:
     return info.dtype if output.dtype is Precision.SAME else output.dtype.value
 
 
+def narrowing(info: CheckpointInfo, output: OutputSpec) -> Iterator[str]:
+    """A sentence for people where weights lose digits that nobody asked to drop: all are saved in one number type.
+
+    Raises:
+        InvalidCheckpoint: a weight file is not valid.
+    """
+    if output.dtype is not Precision.SAME:
+        return
+    finer = [held for held in held_tensors(info) if _loses_digits(held.stored, as_saved(held, info.dtype, info))]
+    if finer:
+        name, stored = finer[0].name.format(finer[0].layer), FLOAT_TYPES[finer[0].stored.dtype]
+        yield (
+            f"{len(finer)} of the tensors, such as {name}, are stored as {stored}, and are saved as {info.dtype} as "
+            f"most are; give output.dtype float32 to keep all of their digits."
+        )
+
+
+def _loses_digits(stored: StoredTensor, saved: StoredTensor) -> bool:
+    return stored.dtype != saved.dtype and stored.bytes >= saved.bytes
+
+
 def as_saved(held: Held, dtype: str, info: CheckpointInfo) -> StoredTensor:
     """The tensor `held` with its numbers as `dtype`, in torch's words, or float32 where the architecture insists.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
@@ -111,14 +112,16 @@ def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> dict[int,
         UnsupportedArchitecture: the architecture, or a setting of its config, does not allow it, or the config has
             no words for what would remain.
         LayersOutOfRange, DuplicateLayers, NoLayerLeft: `removed` does not fit the model.
+        StrictDataclassError: the shorter config contradicts itself.
     """
     changes = removal_changes(model, removed)
     stack = decoder_layers(model)
     mapping = layer_map(len(stack), removed)
+    apply_changes(copy.deepcopy(model.config), changes)  # if it raises, then while nothing has changed yet
+    apply_changes(model.config, changes)
     for layer in sorted(removed, reverse=True):
         del stack[layer]
     _renumber(stack)
-    apply_changes(model.config, changes)
     return mapping
 
 

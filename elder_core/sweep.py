@@ -158,7 +158,7 @@ def _select(
     When this returns, the model's memory is free again.
     """
     with monitor.entered(Stage.LOADING):
-        loaded = load(job)
+        loaded = load(job, texts)
     with monitor.entered(Stage.SELECTING):
         selected = chooser(job.method(), context_of(job, loaded, texts, monitor), counts)
         return {count: selected(count) for count in wanted}

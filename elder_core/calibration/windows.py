@@ -2,6 +2,9 @@
 
 All documents become one stream of tokens, each followed by the end-of-text token, and the stream is cut into windows
 without overlap. A window may hold the end of one document and the beginning of the next, as in training.
+
+Where the tokenizer puts a beginning-of-text token before whatever it is given, every window begins with one too: the
+model has seen no sequence without, and some (Gemma's) predict next to nothing then.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from elder_core.errors import SequenceTooLong, TextEmpty, TextTooShort
@@ -79,10 +83,24 @@ def token_stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *
     return torch.tensor(ids, dtype=torch.int64)
 
 
+def leading_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The beginning-of-text token, if the tokenizer puts it before every text by itself."""
+    ids = tokenizer("a")["input_ids"]
+    return ids[0] if len(ids) > 1 and ids[0] == tokenizer.bos_token_id else None
+
+
 def calibration_text(
-    stream: Tensor, length: int, *, samples: int | None = None, seed: int = 0, keep_apart: bool = False
+    stream: Tensor,
+    length: int,
+    *,
+    leading: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    keep_apart: bool = False,
 ) -> CalibrationText:
     """Windows of `stream` `[tokens]` in an order drawn from `seed`, at most `samples` to learn from; None means all.
+
+    Each begins with the token `leading`, if any, which counts in its `length`.
 
     With `keep_apart` one window in 16, at least 1 and at most 32, is not learnt from; without, only what is above
     `samples` is not.
@@ -90,7 +108,7 @@ def calibration_text(
     Raises:
         TextTooShort: the stream is shorter than one window, or than two where one is kept apart.
     """
-    windows = _cut(stream, length, field="calibration")
+    windows = _cut(stream, length, leading, field="calibration")
     if keep_apart and len(windows) == 1:
         raise TextTooShort(
             f"The calibration text has {len(stream):,} tokens, which is one sequence of {length:,}; a target needs "
@@ -114,20 +132,25 @@ def evaluation_text(
         TextEmpty, TextTooShort: there is no text, or less than one window of it.
     """
     stream = token_stream(documents, tokenizer, field="evaluation")
-    return evaluation_windows(documents, stream, length, samples=samples)
+    return evaluation_windows(documents, stream, length, leading=leading_token(tokenizer), samples=samples)
 
 
 def evaluation_windows(
-    documents: Sequence[str], stream: Tensor, length: int, *, samples: int | None = None
+    documents: Sequence[str],
+    stream: Tensor,
+    length: int,
+    *,
+    leading: int | None = None,
+    samples: int | None = None,
 ) -> EvaluationText:
     """Windows of `stream` `[tokens]`, the tokens of `documents`: at most `samples`, in order and spread evenly.
 
-    None for `samples` means all windows.
+    None for `samples` means all windows. Each begins with the token `leading`, if any, which counts in its `length`.
 
     Raises:
         TextTooShort: the stream is shorter than one window.
     """
-    windows = _cut(stream, length, field="evaluation")
+    windows = _cut(stream, length, leading, field="evaluation")
     text_bytes = sum(len(document.encode()) for document in documents)
     count = len(windows) if samples is None else min(samples, len(windows))
     spread = torch.arange(count) * len(windows) // count
@@ -140,13 +163,15 @@ def _separators(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int
     return ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]), []
 
 
-def _cut(stream: Tensor, length: int, *, field: str) -> Tensor:
-    """All whole windows `[windows, length]` of `stream` `[tokens]`."""
-    count = len(stream) // length
+def _cut(stream: Tensor, length: int, leading: int | None, *, field: str) -> Tensor:
+    """All whole windows `[windows, length]` of `stream` `[tokens]`, each after the token `leading`, if any."""
+    room = length - (leading is not None)
+    count = len(stream) // room
     if count == 0:
         raise TextTooShort(
-            f"The {field} text has {len(stream):,} tokens, but one sequence needs {length:,}; give more text"
+            f"The {field} text has {len(stream):,} tokens, but one sequence needs {room:,}; give more text"
             f"{' or a shorter sequence length' if field == 'calibration' else ''}.",
             loc=(field, "source"),
         )
-    return stream[: count * length].view(count, length)
+    windows = stream[: count * room].view(count, room)
+    return windows if leading is None else functional.pad(windows, (1, 0), value=leading)

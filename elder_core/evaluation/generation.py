@@ -18,18 +18,21 @@ PROMPT_WORDS = 24
 NEW_TOKENS = 48
 
 
-def check_prompts(prompts: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse prompts that give the model nothing to go on from; to be called before anything is trained.
+def check_prompts(prompts: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of prompts; those that give the model nothing to go on from are refused, before anything is trained.
 
     Raises:
         PromptEmpty: the tokenizer makes no token of one, such as white space that it strips.
     """
+    found = []
     for index, prompt in enumerate(prompts or ()):
-        if not tokenizer(prompt)["input_ids"]:
+        found.append(tokenizer(prompt)["input_ids"])
+        if not found[-1]:
             raise PromptEmpty(
                 f"The prompt {prompt[:40]!r} gives no token with this model's tokenizer; write some text in it.",
                 loc=("evaluation", "prompts", index),
             )
+    return found
 
 
 def continuations(

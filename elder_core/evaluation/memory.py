@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from elder_core.checkpoints import Resolved, checked, load
+from elder_core.devices import choose, peak_memory_bytes
 from elder_core.errors import MeasurementFailed, OutOfMemory
 from elder_core.evaluation import decoding
 
@@ -96,22 +97,17 @@ def _failure(returncode: int, errors: str, model_dir: Path) -> OutOfMemory | Mea
 
 def _measure(task: _Task) -> int:
     torch.set_num_threads(task.threads)
-    meter = _cuda_peak if torch.device(task.device).type == "cuda" else _peak_resident_bytes
-    before = 0 if meter is _cuda_peak else _resident_bytes()
-    path = Path(task.model_dir)
-    loaded = load(Resolved(path, "", checked(path)), torch.device(task.device))
-    _run(loaded.model, task)
-    return meter() - before
+    device, path = choose(task.device), Path(task.model_dir)
+    on_cuda = device.type == "cuda"
+    before = 0 if on_cuda else _resident_bytes()
+    _run(load(Resolved(path, "", checked(path)), device, largest_id=max(task.prompt)).model, task)
+    return peak_memory_bytes(device) if on_cuda else _peak_resident_bytes() - before
 
 
 def _run(model: PreTrainedModel, task: _Task) -> None:
     ids, cache = torch.tensor([task.prompt], device=model.device), None
     for _ in range(1 + task.new_tokens):
         ids, cache = decoding.step(model, ids, cache)
-
-
-def _cuda_peak() -> int:
-    return torch.cuda.max_memory_allocated()
 
 
 def _resident_bytes() -> int:

@@ -37,7 +37,8 @@ class ShortenedLlama(ScoringBaseline[ShortenedLlamaParameters]):
         for batch in self.scoring_batches(context):
             loss = loss_of(context.model, batch, Loss.CROSS_ENTROPY, None)
             share = len(batch) / len(self.scoring_windows(context))
-            for gathered, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):
+            found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+            for gathered, gradient in zip(total, found, strict=True):
                 gathered.add_(gradient, alpha=share)
         gradients = iter(total)
         return [taylor_importance(group, [next(gradients) for _ in group]) for group in groups]
@@ -65,5 +66,5 @@ def protection(layers: int, count: int, first: int, last: int) -> tuple[int, int
 
 
 def _matrices(layer: nn.Module) -> list[nn.Parameter]:
-    """Its weights, as the paper counts them: without norms and biases."""
-    return [parameter for parameter in layer.parameters() if parameter.dim() > 1]
+    """Its weights, as the paper counts them: without norms and biases, and without what is never learnt."""
+    return [parameter for parameter in layer.parameters() if parameter.dim() > 1 and parameter.requires_grad]

@@ -32,6 +32,7 @@ from elder_core.spec import TrainingPoint
 from elder_core.surgery import bypassed, decoder_layers, parameters_only_in
 
 BETAS = (0.9, 0.95)
+WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
 # Of AdamW with full weights: what one update adds to a layer's output grows with the number of its inputs, so the best
 # rate falls with the width (arXiv 2203.03466). The constants were measured on the bundled model, 192 wide: docs/log.md.
@@ -45,6 +46,7 @@ ROUNDING = 1e-9
 KEPT_SHARE = 0.1  # of the budget, between two states that a failing run may be put back to
 MOST_RETURNS = 3
 RATE_AFTER_RETURN = 0.5
+UPDATES_TO_FULL_RATE = 10  # after a return, when the optimiser's first steps, with no memory, would be the longest
 DIVERGED_FACTOR, DIVERGED_NATS = 3.0, 1.0
 EARLY_FACTOR = 10.0  # in the place of DIVERGED_FACTOR until RECENT losses are known: first ones may rise
 RECENT = 10  # updates
@@ -210,7 +212,7 @@ class _Run:
         Where the loss went wrong the weights go back instead.
         """
         gate = 0.0 if self._fading is None else self._fading.gate(after)
-        rate = learning_rate_at(before, after, self._peak * state.watch.rate_factor)
+        rate = learning_rate_at(before, after, self._peak * state.watch.factor_of(state.update))
         loss, penalty = self._gradient(state.optimizer, state.update, gate)
         objective, now = self._objective(loss, penalty), partial(self._objective_now, state.update, gate)
         if state.watch.went_wrong(objective, state.update, before, gate, now):
@@ -317,7 +319,7 @@ class _State:
 
     def __init__(self, learning: list[nn.Parameter], rate: float, watch: _Watch) -> None:
         self.learning = learning
-        self.optimizer = torch.optim.AdamW(learning, lr=rate, betas=BETAS, fused=True)
+        self.optimizer = torch.optim.AdamW(learning, lr=rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
         self.watch = watch
         self.update = 0
         self.points: list[TrainingPoint] = []
@@ -356,6 +358,7 @@ class _Watch:
 
     def __init__(self, learning: list[nn.Parameter], context: Context) -> None:
         self.rate_factor = 1.0
+        self._returned_at: int | None = None
         self._learning = learning
         self._context = context
         self._returns = 0
@@ -364,6 +367,12 @@ class _Watch:
         self._gate = 0.0  # that they were found at
         self._kept_at = 0.0
         self.kept = [parameter.detach().to("cpu", copy=True) for parameter in learning]
+
+    def factor_of(self, update: int) -> float:
+        """What the rate of this update is multiplied by."""
+        if self._returned_at is None:
+            return self.rate_factor
+        return self.rate_factor * min(1.0, (update - self._returned_at) / UPDATES_TO_FULL_RATE)
 
     def went_wrong(self, loss: float, update: int, share: float, gate: float, loss_now: Callable[[], float]) -> bool:
         """Whether this update's loss is no number or has run away; if so the weights are the last good ones again.
@@ -389,6 +398,7 @@ class _Watch:
                 "and see that the model's own loss on the calibration text is finite."
             )
         self.rate_factor *= RATE_AFTER_RETURN
+        self._returned_at = update
         self._return(
             f"The training loss became {loss:.4g} at update {update + 1}",
             f"training went on at {self.rate_factor:g} times the learning rate",
@@ -411,6 +421,7 @@ class _Watch:
         return {
             "rate_factor": self.rate_factor,
             "returns": self._returns,
+            "returned_at": self._returned_at,
             "recent": self._recent,
             "least_mean": self._least_mean,
             "gate": self._gate,
@@ -419,6 +430,7 @@ class _Watch:
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.rate_factor, self._returns = facts["rate_factor"], facts["returns"]
+        self._returned_at = facts["returned_at"]
         self._recent, self._least_mean = facts["recent"], facts["least_mean"]
         self._gate, self._kept_at = facts["gate"], facts["kept_at"]
         overwrite(self.kept, "kept", tensors)

@@ -40,7 +40,8 @@ def check(spec: JobSpec, sources: Sources, hub: HubLook) -> None:
         inspection.check_beginning(inspection.text_path(spec.evaluation.source, sources), model.default_length)
     check_sources(spec, sources)
     if length > 1:
-        budgets.check_budget(spec, length, most_tokens // length, model.most_layers)
+        most_sequences = most_tokens // (length - 1)  # each may begin with a token that the text does not have
+        budgets.check_budget(spec, length, most_sequences, model.most_layers)
 
 
 def _seen(spec: JobSpec, sources: Sources, hub: HubLook) -> _Seen:

@@ -220,7 +220,13 @@ def learn(
             context.monitor.step(number * each + learning.steps, rounds * each, loss=loss, gate_mean=mean)
     learning.require_path()
     page.keep(learning.entry())
-    if parameters.gate_patience and not learning.settled:
+    if learning.steps < turn:
+        name = "gate_patience" if learning.settled else "gate_steps"
+        context.monitor.warn(
+            f"{name} {getattr(parameters, name)} ended the learning of layer weights after {learning.steps} updates, "
+            f"and one turn of all layers takes {turn}, so that some were never weighted; give a larger {name}."
+        )
+    elif parameters.gate_patience and not learning.settled:
         ended, remedy = f"gate_steps {parameters.gate_steps}", "give more gate_steps"
         if learning.steps < parameters.gate_steps:
             ended, remedy = f"gate_fraction {parameters.gate_fraction:g}", "give a larger gate_fraction or budget"

@@ -98,6 +98,12 @@ def test_every_baseline_works_on_every_architecture(make_tiny: MakeTiny, name: s
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("model_type", each(table.ARCHITECTURES))
+def test_taylor_works_on_every_architecture(make_tiny: MakeTiny, model_type: str) -> None:
+    found = method_of("shortened_llama", criterion=Criterion.TAYLOR).select(context_of(make_tiny(model_type)), 2)
+    assert len(found.removed) == 2
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_all_layers_but_one_can_be_removed(tiny_llama: PreTrainedModel, name: str) -> None:
     context = context_of(tiny_llama)

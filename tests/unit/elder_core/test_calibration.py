@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from elder_core.calibration.batches import batch_at, epochs_needed
 from elder_core.calibration.windows import (
     calibration_text,
     evaluation_text,
+    leading_token,
     token_stream,
     window_length,
 )
@@ -97,6 +99,29 @@ def test_evaluation_text_is_in_order_with_its_bytes_per_token(tiny_tokenizer: Pr
     assert text.windows.flatten().tolist() == ids[:8]
     assert text.bytes_per_token == 8 / 10  # é is two bytes and two tokens
     assert len(evaluation_text(["abcdé", "fg"], tiny_tokenizer, 4, samples=1).windows) == 1
+
+
+def test_every_window_begins_as_every_text_does(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    backend = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    beginning = "Ā"  # of this one, a byte that UTF-8 has no use for
+    ids = {beginning: backend.token_to_id(beginning), "<|endoftext|>": END}
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{beginning} $A", special_tokens=[(beginning, ids[beginning])]
+    )
+    begins = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=beginning, eos_token="<|endoftext|>")
+    assert leading_token(begins) == ids[beginning]
+    assert leading_token(tiny_tokenizer) is None
+
+    plain, text = evaluation_text(["abcdé", "fg"], tiny_tokenizer, 3), evaluation_text(["abcdé", "fg"], begins, 4)
+    assert torch.equal(text.windows[:, 1:], plain.windows)
+    assert text.windows[:, 0].tolist() == [ids[beginning]] * 3
+    assert text.bytes_per_token == plain.bytes_per_token, "what is predicted is the text"
+
+    learning = calibration_text(torch.arange(100), 10, leading=7).learning
+    assert learning.shape == (11, 10)
+    assert learning[:, 0].tolist() == [7] * 11
+    with pytest.raises(TextTooShort, match="has 8 tokens, but one sequence needs 9"):
+        calibration_text(torch.arange(8), 10, leading=7)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import shutil
@@ -203,8 +204,10 @@ class TestLoad:
         larger = AutoTokenizer.from_pretrained(checkpoint)
         larger.add_tokens(["<extra>"])
         larger.save_pretrained(checkpoint)
-        with pytest.raises(InvalidCheckpoint, match="258 entries, the model embeddings for 257"):
+        with pytest.raises(InvalidCheckpoint, match=r"token 257 \('<extra>'\).*for tokens 0 to 256 only"):
             self.load(checkpoint)
+        source = checkpoints.resolve(ModelRef(id=str(checkpoint)), Sources(allow_paths=True))
+        checkpoints.load(source, torch.device("cpu"), largest_id=256)
 
     def test_code_in_the_checkpoint_is_never_run(self, checkpoint):
         (checkpoint / "modeling.py").write_text("raise SystemExit('ran')")
@@ -307,6 +310,26 @@ class TestSave:
         with pytest.raises(InvalidCheckpoint, match=names[0]):
             checkpoints.verify(tmp_path / "out")
 
+    @pytest.mark.parametrize("way", ["save", "cut"])
+    def test_a_tokenizer_of_mistrals_own_kind_is_copied(self, make_tiny, tmp_path, way):
+        source = tmp_path / "source"
+        make_tiny("mistral", vocab_size=259).save_pretrained(source)
+        ranks = [{"rank": rank, "token_bytes": base64.b64encode(bytes([rank])).decode()} for rank in range(256)]
+        specials = [{"rank": rank, "token_str": name} for rank, name in enumerate(("<unk>", "<s>", "</s>"))]
+        config = {"pattern": ".", "default_vocab_size": 259, "default_num_special_tokens": 3}
+        content = {"config": config, "vocab": ranks, "special_tokens": specials}
+        (source / "tekken.json").write_text(json.dumps(content))
+        before, revision = checkpoints.load_tokenizer(source), checkpoints.content_hash(source)
+        if way == "save":
+            model = checkpoints.load(resolved(source), torch.device("cpu")).model
+            remove_layers(model, (1, 4))
+            save(model, tmp_path / "out", source)
+        else:
+            cut(resolved(source), tmp_path / "out")
+        assert checkpoints.load_tokenizer(tmp_path / "out")("a text") == before("a text")
+        (source / "tekken.json").write_text(json.dumps(content | {"vocab": ranks[::-1]}))
+        assert checkpoints.content_hash(source) != revision
+
     def test_an_odd_generation_config_is_kept(self, loaded, checkpoint, tmp_path):
         content = json.dumps({"do_sample": False, "temperature": 0.5, "eos_token_id": [0, 7]})
         (checkpoint / "generation_config.json").write_text(content)
@@ -361,6 +384,19 @@ class TestSave:
         with pytest.raises(OutputExists, match="meanwhile"):
             save(loaded.model, tmp_path / "out", tiny_checkpoint)
         assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+    def test_what_a_killed_run_left_goes_with_the_next(self, loaded, tiny_checkpoint, tmp_path, monkeypatch):
+        with monkeypatch.context() as killed:
+            killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+            killed.setattr(checkpoints, "write_manifest", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                save(loaded.model, tmp_path / "out", tiny_checkpoint)
+        left, *_ = tmp_path.iterdir()
+        others = [tmp_path / ".out.backup", tmp_path / left.name.replace("out", "out2", 1)]
+        for other in others:
+            other.mkdir()
+        save(loaded.model, tmp_path / "out", tiny_checkpoint)
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", *others])
 
     def test_nothing_is_left_after_an_error(self, loaded, tiny_checkpoint, tmp_path, monkeypatch):
         def interrupt(*_):

@@ -27,6 +27,7 @@ from elder_core.errors import (
     UnsupportedArchitecture,
 )
 from elder_core.inspection import LEFT_OUT, Sources
+from elder_core.sizes import narrowing
 from elder_core.spec import ModelRef, OutputSpec, Precision
 from elder_core.surgery import bypassed, remove_layers
 from elder_core.weight_files import checkpoint_bytes
@@ -268,8 +269,12 @@ def test_another_number_type(source: Resolved, tmp_path: Path, dtype: Precision)
 
 
 def test_a_few_tensors_of_another_type_become_as_the_others(source: Resolved, tmp_path: Path) -> None:
+    assert not list(narrowing(source.info, OutputSpec()))
     source = edit_weights(source.path, lambda held: held.update({"model.norm.weight": torch.full((32,), 1 / 3)}))
     assert raw(cut(source, tmp_path / "cut")) == raw(loaded_and_saved(source, tmp_path / "saved"))
+    (told,) = narrowing(source.info, OutputSpec())
+    assert told.startswith("1 of the tensors, such as model.norm.weight, are stored as float32, and are saved as bfl")
+    assert not list(narrowing(source.info, OutputSpec(dtype=Precision.FLOAT32)))
 
 
 # Memory and progress ---------------------------------------------------------------------------------------------

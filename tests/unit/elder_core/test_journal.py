@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from elder_core.errors import Cancelled
-from elder_core.journal import Entry, Folder, Journal
+from elder_core.journal import _PART, Entry, Folder, Journal
 from elder_core.monitor import Monitor
 from elder_core.spec import Stage
 
@@ -61,6 +61,12 @@ def test_a_page_that_fails_half_way_leaves_the_earlier_one(tmp_path: Path) -> No
 
     assert journal(tmp_path).recall("page") is not None
     assert [file.name for file in tmp_path.iterdir()] == ["page"]
+
+
+def test_what_a_killed_run_left_goes_with_the_next_page(tmp_path: Path) -> None:
+    (tmp_path / f"page123{_PART}").write_bytes(b"half")
+    journal(tmp_path).keep("other", ENTRY)
+    assert [file.name for file in tmp_path.iterdir()] == ["other"]
 
 
 def test_what_cannot_be_kept_is_logged_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -379,6 +379,26 @@ def test_learning_that_its_steps_end_before_it_is_settled_is_told(tiny_llama: Pr
     assert warning.startswith("gate_steps 6 ended the learning of layer weights before it was settled")
 
 
+@pytest.mark.parametrize(
+    ("update", "named"),
+    [
+        ({"gate_steps": 3}, "gate_steps 3 ended the learning of layer weights after 3 updates"),
+        ({"gate_patience": 1, "gate_penalty": 0.0}, "gate_patience 1 ended the learning of layer weights after"),
+    ],
+)
+def test_layers_that_were_never_weighted_are_told(
+    tiny_llama: PreTrainedModel, update: dict[str, object], named: str
+) -> None:
+    parameters = QUICK.model_copy(update={"gate_share": 0.1, **update})
+    context = context_of(tiny_llama, samples=64)
+    Elder(parameters.model_copy(update={"gate_steps": 8, "gate_patience": 0})).select(context, 2)
+    assert context.monitor.warnings == [], "every layer had its turn"
+    Elder(parameters).select(context, 2)
+    (warning,) = context.monitor.warnings
+    assert warning.startswith(named)
+    assert "some were never weighted" in warning
+
+
 @pytest.mark.parametrize("optimizer", list(GateOptimizer))
 def test_weights_learnt_from_a_batch_in_parts_are_the_same(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, optimizer: GateOptimizer

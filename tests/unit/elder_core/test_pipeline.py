@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from elder_core import devices, pipeline, reporting
 from elder_core.checkpoints import verify
@@ -16,6 +17,7 @@ from elder_core.errors import (
     Cancelled,
     DeviceUnavailable,
     ElderError,
+    InvalidCheckpoint,
     LayersNotNamed,
     LayersOutOfRange,
     ModelNotFound,
@@ -102,7 +104,7 @@ def test_a_prompt_without_a_token_is_refused_before_loading(
     spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[object, object]] = []
-    monkeypatch.setattr("elder_core.job.check_prompts", lambda *given: seen.append(given))
+    monkeypatch.setattr("elder_core.job.check_prompts", lambda *given: seen.append(given) or [])  # type: ignore[func-returns-value]
     stages: list[Stage] = []
     evaluation = spec.evaluation.model_copy(update={"prompts": ("ab",)})
     with pytest.raises(Cancelled):
@@ -113,6 +115,28 @@ def test_a_prompt_without_a_token_is_refused_before_loading(
             cancelled=lambda: Stage.LOADING in stages,
         )
     assert [prompts for prompts, _ in seen] == [("ab",)]
+
+
+@pytest.mark.parametrize("where", ["nowhere", "text", "prompt"])
+def test_a_token_that_the_model_has_no_embedding_of_matters_where_it_is_read(
+    tiny_checkpoint: Path, tmp_path: Path, where: str
+) -> None:
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as released models' tokenizers have it
+    tokenizer.save_pretrained(checkpoint)
+    spec = quick_spec(checkpoint, tmp_path)
+    if where == "nowhere":
+        assert len(run(spec, tmp_path / "out").removed_layers) == 2
+        assert pipeline.measure(spec.model, spec.evaluation, sources=SOURCES, device="cpu").layers == 6
+        return
+    if where == "text":
+        Path(spec.calibration.source).write_text("An <image> here. " * 40)
+    else:
+        prompts = spec.evaluation.model_copy(update={"prompts": ("An <image>",), "generation": True})
+        spec = spec.model_copy(update={"evaluation": prompts})
+    with pytest.raises(InvalidCheckpoint, match=r"token 257 \('<image>'\)"):
+        run(spec, tmp_path / "out")
 
 
 def test_the_same_spec_gives_the_same_bytes(spec: JobSpec, tmp_path: Path) -> None:
@@ -367,6 +391,17 @@ def test_a_filled_output_folder_is_refused(spec: JobSpec, tmp_path: Path) -> Non
 def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(DeviceUnavailable, match=device):
         devices.choose(device)
+
+
+@pytest.mark.parametrize(("device", "current"), [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
+def test_a_named_gpu_is_the_one_that_is_measured(
+    device: str, current: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", set_to.append)
+    assert devices.choose(device) == torch.device(device)
+    assert set_to == current
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,15 @@ def test_a_refused_removal_changes_nothing(removed, error, tiny_llama):
     assert torch.equal(logits(tiny_llama), expected)
 
 
+def test_a_config_that_contradicts_itself_afterwards_changes_nothing(tiny_llama, monkeypatch):
+    expected, settings = logits(tiny_llama), tiny_llama.config.to_dict()
+    monkeypatch.setattr(type(tiny_llama.config), "validate", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        remove_layers(tiny_llama, (1,))
+    assert torch.equal(logits(tiny_llama), expected)
+    assert tiny_llama.config.to_dict() == settings
+
+
 def test_bypassing_a_layer_that_is_not_there_is_refused(tiny_llama):
     with pytest.raises(LayersOutOfRange, match="0 to 5"), bypassed(tiny_llama, (6,)):
         pass

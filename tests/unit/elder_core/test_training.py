@@ -124,8 +124,10 @@ def test_a_run_that_goes_wrong_is_put_back_and_goes_on_slower(context: Context, 
     assert [point.update for point in points] == [*range(1, 31), *range(32, 41)]
     assert "at update 31: the weights were put back to those at 70%" in context.monitor.warnings[-1]
     assert "0.5 times the learning rate" in context.monitor.warnings[-1]
-    before, after = points[29].learning_rate, points[30].learning_rate
-    assert after < 0.55 * before
+    before, after = points[29], points[30:]
+    each = before.learning_rate / (1 - 29 / 40)  # by the schedule, an update with nothing left of the budget apart
+    expected = [0.5 * done / 10 * each * (1 - (30 + done) / 40) for done in range(1, 10)]
+    assert [point.learning_rate for point in after] == pytest.approx(expected), "the rate rises again from a tenth"
     assert all(parameter.isfinite().all() for parameter in context.model.parameters())
     assert points[-1].loss < points[0].loss
 
