@@ -21,6 +21,7 @@ import argparse
 import copy
 import hashlib
 import json
+import math
 import shlex
 import sys
 import time
@@ -29,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -47,6 +49,7 @@ from elder_core.calibration.windows import (
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.quality import quality
 from elder_core.inspection import Sources, read_texts, text_path
+from elder_core.methods import training as training_module
 from elder_core.methods.base import Context, Method, Selection
 from elder_core.methods.baseline import Baseline
 from elder_core.methods.losses import Teacher, frozen_copy
@@ -147,6 +150,7 @@ def recipes() -> tuple[Recipe, ...]:
     }
     rows = [Recipe("elder", elder, trained=True)]
     rows += [Recipe(f"{name} untrained", chooser) for name, chooser in choosers.items()]
+    rows += [Recipe("elder's layers untrained", elder)]  # those that it trains
     fading = {"faded": {"anneal_fraction": 0.1, "penalty": 0.0}, "penalised and faded": {"anneal_fraction": 0.25}}
     rows += [
         Recipe(f"elder with layers {name}", elder.model_copy(update=update), trained=True)
@@ -171,7 +175,7 @@ def recipes() -> tuple[Recipe, ...]:
     ]
     rows += [
         Recipe(f"{name} + ELDeR's training", choosers[name], trained=True, then=matched)
-        for name in ("sleb", "shortgpt", "prune&comp")
+        for name in ("sleb", "sleb (8 sequences)", "shortgpt", "shortened-llama by perplexity", "prune&comp")
     ]
     for name, paper in (("output gate", PAPER), ("residual gate", PAPER_RESIDUAL), (PULLED, PAPER_PULLED)):
         once = paper.model_copy(update={"layers_per_round": None})
@@ -199,6 +203,7 @@ class Row(BaseModel):
 
     made_at: datetime
     machine: str
+    version: str | None = None  # of elder; null in rows of before it was told
     name: str
     ratio: float
     seed: int
@@ -449,6 +454,7 @@ def _run(
     return Row(
         made_at=datetime.now(UTC),
         machine=_machine(bench.device),
+        version=environment(bench.device).versions["elder"],
         name=recipe.name,
         ratio=ratio,
         seed=seed,
@@ -528,11 +534,12 @@ def _cost(
     """By one update and by two, so that what is done once is told apart."""
 
     def flops(updates: int, *, gone: bool) -> int:
+        """Without the comparisons of weights, ten in a whole training, which one so short makes at every update."""
         some = _updates(parameters, updates)
         if isinstance(some, ElderParameters):
             some = some.model_copy(update={"anneal_fraction": None if gone else 0.0})
         context = bench.context(seed)
-        with counted() as work:
+        with mock.patch.object(training_module, "KEPT_SHARE", math.inf), counted() as work:
             _train(context, method, recipe, some, selection.removed)
         return work.flops
 

@@ -47,10 +47,24 @@ KEPT_SHARE = 0.1  # of the budget, between two states that a failing run may be 
 MOST_RETURNS = 3
 RATE_AFTER_RETURN = 0.5
 UPDATES_TO_FULL_RATE = 10  # after a return, when the optimiser's first steps, with no memory, would be the longest
-DIVERGED_FACTOR, DIVERGED_NATS = 3.0, 1.0
-EARLY_FACTOR = 10.0  # in the place of DIVERGED_FACTOR until RECENT losses are known: first ones may rise
 RECENT = 10  # updates
-WORSE_FACTOR, WORSE_NATS = 1.5, 0.1  # of the last losses over the first, from which training is said to have done harm
+
+
+@dataclass(frozen=True)
+class _Margin:
+    """How far above another a loss may be, by a factor and in nats."""
+
+    factor: float
+    nats: float
+
+    def above(self, loss: float) -> float:
+        """The most that is not yet too far above `loss`."""
+        return self.factor * loss + self.nats
+
+
+DIVERGED = _Margin(3.0, 1.0)  # from one update to the next
+WORSE = _Margin(1.5, 0.1)  # where weights might be kept
+HARMED = _Margin(1.0, 0.05)  # at the end
 
 
 @dataclass(frozen=True)
@@ -188,7 +202,7 @@ class _Run:
         if self._budget.updates:
             self._context.note_repetition("training", self._budget.updates, self._parameters.batch_size)
         page = self._context.monitor.page("training")
-        state = _State(self._learning, self._peak, _Watch(self._learning, self._context))
+        state = _State(self._learning, self._peak, _Watch(self._learning, self._context, self._peak))
         if page.recalled is not None:
             state.restore(page.recalled)
             page.recalled = None  # with both moments and the weights kept it is four times as large as what learns
@@ -199,8 +213,7 @@ class _Run:
             self._report(state, after, loss, gate)
             before, after = self._budget.shares(state.update, state.seconds)
         gate = 0.0 if self._fading is None else self._fading.gate(1.0)
-        if not state.watch.went_wrong_at_last(gate, partial(self._objective_now, state.update - 1, gate)):
-            self._warn_of_harm(state.points)
+        state.watch.judge_the_end(partial(self._objective_now, state.update - 1, gate))
         if self._budget.seconds:
             self._context.note_repetition("training", state.update, self._parameters.batch_size)
         page.keep(state.entry(finished=True))
@@ -290,19 +303,6 @@ class _Run:
         with observed(layers, look, self._removed) as norms, gated(layers, weights, Gate.RESIDUAL, fading):
             yield norms
 
-    def _warn_of_harm(self, points: Sequence[TrainingPoint]) -> None:
-        """Warn where the objective has grown, of the last batches and of the first; not where the gate moved."""
-        found = [self._objective(point.loss, point.penalty) for point in points]
-        if len(found) < 2 or any(point.gate != points[0].gate for point in points):
-            return
-        limit = WORSE_FACTOR * found[0] + WORSE_NATS
-        last = fmean(found[len(found) // 2 :][-RECENT:])
-        if last > limit and self._objective_now(points[0].update - 1, points[0].gate or 0.0) > limit:
-            self._context.monitor.warn(
-                f"Training did harm: its loss was {found[0]:.4g} at the first update and {last:.4g} at the last ones. "
-                f"Lower learning_rate, which was {self._peak:.2g}, or give more updates."
-            )
-
     def _report(self, state: _State, share: float, loss: float, gate: float) -> None:
         tokens = state.update * self._parameters.batch_size * self._context.windows.shape[1]
         self._context.monitor.step(
@@ -354,10 +354,15 @@ class _State:
 
 
 class _Watch:
-    """Keeps good weights, and puts them back when a run goes wrong. `rate_factor` halves with each return."""
+    """Keeps the best weights, and puts them back when a run goes wrong. `rate_factor` halves with each return.
 
-    def __init__(self, learning: list[nn.Parameter], context: Context) -> None:
+    Weights are compared by their losses on one batch, and with the same weight of the layers that leave: what one
+    batch's loss is above another's may come of the text.
+    """
+
+    def __init__(self, learning: list[nn.Parameter], context: Context, rate: float) -> None:
         self.rate_factor = 1.0
+        self._rate = rate
         self._returned_at: int | None = None
         self._learning = learning
         self._context = context
@@ -366,6 +371,7 @@ class _Watch:
         self._least_mean = math.inf  # that RECENT of them had
         self._gate = 0.0  # that they were found at
         self._kept_at = 0.0
+        self._judged_at = 0.0
         self.kept = [parameter.detach().to("cpu", copy=True) for parameter in learning]
 
     def factor_of(self, update: int) -> float:
@@ -379,23 +385,22 @@ class _Watch:
 
         It is asked before the update is made, so that weights are kept by whose own loss they were good. A loss far
         above the others may come of the text, or of layers that have left since, by another `gate`: it has run away
-        if it is far above that of the weights kept, too, which `loss_now` computes of the same text.
+        if it is far above that of the weights kept, too, which `loss_now` computes of the same text. After every tenth
+        of the budget that is looked at in any case, since a loss may climb slowly.
 
         Raises:
             NonFiniteLoss: nothing has moved yet, or it is one time too many.
         """
         if self._is_as_expected(loss):
             self._expect(loss, gate)
-            if share >= self._kept_at + KEPT_SHARE - ROUNDING:
-                self._keep()
-                self._kept_at = share
-            return False
-        if not self._ran_away(loss, gate, loss_now):
+            if share < self._judged_at + KEPT_SHARE - ROUNDING or not self._became_worse(loss, share, loss_now):
+                return False
+        elif not self._ran_away(loss, gate, loss_now):
             return False
         if update == 0 or self._returns == MOST_RETURNS:
             raise NonFiniteLoss(
-                f"The training loss became {loss:.4g} at update {update + 1}; lower the learning rate or the penalty, "
-                "and see that the model's own loss on the calibration text is finite."
+                f"The training loss became {loss:.4g} at update {update + 1}; lower the learning rate, which was "
+                f"{self._rate:.2g}, or the penalty, and see that the model's loss on the calibration text is finite."
             )
         self.rate_factor *= RATE_AFTER_RETURN
         self._returned_at = update
@@ -405,16 +410,18 @@ class _Watch:
         )
         return True
 
-    def went_wrong_at_last(self, gate: float, loss_now: Callable[[], float]) -> bool:
-        """As went_wrong, after the last update, whose batch `loss_now` computes the loss of."""
+    def judge_the_end(self, loss_now: Callable[[], float]) -> None:
+        """Put the weights kept back after the last update, whose batch `loss_now` computes the loss of, if better."""
         finite = all(bool(parameter.isfinite().all()) for parameter in self._learning)
         if finite and not self._recent:  # put back just now, or finished before
-            return False
+            return
         loss = loss_now() if finite else math.nan
-        if self._is_as_expected(loss) or not self._ran_away(loss, gate, loss_now):
-            return False
-        self._return(f"The training loss became {loss:.4g} with the last update", "training ended there")
-        return True
+        if loss <= HARMED.above(with_kept := self._with_kept(loss_now)):
+            return
+        self._return(
+            f"The training loss is {loss:.4g} after the last update, and was {with_kept:.4g} before",
+            f"training ended there; lower learning_rate, which was {self._rate:.2g}, or give more updates",
+        )
 
     def facts(self) -> dict[str, object]:
         """All that it knows but the weights that it keeps."""
@@ -426,35 +433,46 @@ class _Watch:
             "least_mean": self._least_mean,
             "gate": self._gate,
             "kept_at": self._kept_at,
+            "judged_at": self._judged_at,
         }
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.rate_factor, self._returns = facts["rate_factor"], facts["returns"]
         self._returned_at = facts["returned_at"]
         self._recent, self._least_mean = facts["recent"], facts["least_mean"]
-        self._gate, self._kept_at = facts["gate"], facts["kept_at"]
+        self._gate, self._kept_at, self._judged_at = facts["gate"], facts["kept_at"], facts["judged_at"]
         overwrite(self.kept, "kept", tensors)
 
     def _is_as_expected(self, loss: float) -> bool:
         if not math.isfinite(loss) or not self._recent:
             return math.isfinite(loss)
-        if math.isfinite(self._least_mean):
-            return loss <= _far_above(self._least_mean)
-        return loss <= _far_above(fmean(self._recent), EARLY_FACTOR)
+        known = self._least_mean if math.isfinite(self._least_mean) else min(self._recent)
+        return loss <= DIVERGED.above(known)
 
     def _ran_away(self, loss: float, gate: float, loss_now: Callable[[], float]) -> bool:
         """Whether the weights kept do far better. If not, what they do on this text is what may be expected."""
-        if not math.isfinite(loss):
-            return True
-        self._exchange()
-        with_kept = loss_now()
-        self._exchange()
-        if loss > _far_above(with_kept):
+        if not math.isfinite(loss) or loss > DIVERGED.above(with_kept := self._with_kept(loss_now)):
             return True
         if gate != self._gate:
             self._recent, self._least_mean = [], math.inf
         self._expect(with_kept, gate)
         return False
+
+    def _became_worse(self, loss: float, share: float, loss_now: Callable[[], float]) -> bool:
+        """Whether the weights kept do much better. If they do no better, those that did this are kept instead."""
+        self._judged_at = share
+        with_kept = self._with_kept(loss_now)
+        if loss <= with_kept:
+            self._keep()
+            self._kept_at = share
+        return loss > WORSE.above(with_kept)
+
+    def _with_kept(self, loss_now: Callable[[], float]) -> float:
+        """What `loss_now` answers with the weights kept; infinite where that is no number."""
+        self._exchange()
+        loss = loss_now()
+        self._exchange()
+        return loss if math.isfinite(loss) else math.inf
 
     def _expect(self, loss: float, gate: float) -> None:
         self._recent, self._gate = [*self._recent[-RECENT + 1 :], loss], gate
@@ -483,11 +501,6 @@ class _Watch:
     def _keep(self) -> None:
         for parameter, kept in zip(self._learning, self.kept, strict=True):
             kept.copy_(parameter)
-
-
-def _far_above(loss: float, factor: float = DIVERGED_FACTOR) -> float:
-    """What is no longer to be expected of a loss where `loss` was seen."""
-    return factor * loss + DIVERGED_NATS
 
 
 def _without(parameters: Iterable[nn.Parameter], idle: Sequence[nn.Parameter]) -> list[nn.Parameter]:

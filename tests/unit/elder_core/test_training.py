@@ -22,7 +22,7 @@ from elder_core.gates import observed
 from elder_core.journal import Folder, Journal
 from elder_core.methods import base, baseline, losses, training
 from elder_core.methods.base import Context
-from elder_core.methods.losses import Teacher, frozen_copy, leaving, logits_of
+from elder_core.methods.losses import Teacher, frozen_copy, leaving, logits_of, loss_of
 from elder_core.methods.low_rank import LowRank, low_rank, switched_off
 from elder_core.methods.mathematics import centred_cosine_distance
 from elder_core.methods.shortgpt import ShortGpt
@@ -110,7 +110,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
         factors = dict(poisoned)
 
         def spoilt(*arguments: object) -> Tensor:
-            return loss_of(*arguments) * factors.get(next(numbers), 1.0)  # type: ignore[arg-type]
+            spoils = torch.is_grad_enabled()  # weights are compared without gradients
+            return loss_of(*arguments) * (factors.get(next(numbers), 1.0) if spoils else 1.0)  # type: ignore[arg-type]
 
         monkeypatch.setattr(training, "loss_of", spoilt)
 
@@ -143,7 +144,7 @@ def watched(context: Context) -> tuple[Tensor, Callable[[float, int], bool]]:
     """A weight that is watched, and `(loss, update)`, which sets its first number to the loss and asks at once."""
     learning = list(context.model.parameters())
     number = learning[0].data.view(-1)
-    watch = training._Watch(learning, context)
+    watch = training._Watch(learning, context, 0.1)
 
     def wrong(loss: float, update: int) -> bool:
         number[0] = loss
@@ -171,7 +172,7 @@ def test_losses_that_run_away_are_noticed_at_once_and_slowly(context: Context, l
 def test_a_text_that_is_hard_for_the_weights_kept_as_well_is_no_divergence(context: Context) -> None:
     weight = next(context.model.parameters())
     began = weight.detach().clone()
-    watch = training._Watch(list(context.model.parameters()), context)
+    watch = training._Watch(list(context.model.parameters()), context, 0.1)
     asked: list[bool] = []
 
     def kept_has(loss: float) -> Callable[[], float]:
@@ -180,16 +181,32 @@ def test_a_text_that_is_hard_for_the_weights_kept_as_well_is_no_divergence(conte
     assert not watch.went_wrong(2.0, 0, 0.0, 0.0, kept_has(2.0))
     with torch.no_grad():
         weight.add_(1)
-    assert not watch.went_wrong(40.0, 1, 0.2, 0.0, kept_has(30.0))
+    assert not watch.went_wrong(40.0, 1, 0.05, 0.0, kept_has(30.0))
     assert asked == [True]
     assert torch.equal(weight, began + 1)
     assert torch.equal(watch.kept[0], began)  # by an excused loss no weights are known to be good
     assert context.monitor.warnings == []
-    assert watch.went_wrong(300.0, 2, 0.21, 0.0, kept_has(2.0))
+    assert watch.went_wrong(300.0, 2, 0.06, 0.0, kept_has(2.0))
+
+
+def test_weights_are_kept_where_they_are_better_than_those_kept(context: Context) -> None:
+    """On one text, which may be a hard one: by their own losses the second would be the worst of all."""
+    weight = next(context.model.parameters())
+    watch = training._Watch(list(context.model.parameters()), context, 0.1)
+    assert not watch.went_wrong(2.0, 0, 0.0, 0.0, lambda: pytest.fail("nothing has moved"))
+    for update, (loss, with_kept, kept) in enumerate([(3.0, 3.5, 1), (2.4, 2.2, 1), (1.0, 1.0, 3), (1.55, 1.0, 3)], 1):
+        with torch.no_grad():
+            weight.fill_(update)
+        assert not watch.went_wrong(loss, update, update / 10, 0.0, lambda found=with_kept: found)
+        assert watch.kept[0].unique().tolist() == [kept]
+    assert context.monitor.warnings == []
+    assert watch.went_wrong(1.65, 5, 0.5, 0.0, lambda: 1.0)
+    assert weight.unique().tolist() == [3]
+    assert "put back to those at 30% of the budget" in context.monitor.warnings[-1]
 
 
 def test_layers_that_leave_raise_what_may_be_expected(context: Context) -> None:
-    watch = training._Watch(list(context.model.parameters()), context)
+    watch = training._Watch(list(context.model.parameters()), context, 0.1)
     for update in range(12):
         assert not watch.went_wrong(0.001, update, 0.01, 1.0, lambda: pytest.fail("as expected"))
     assert not watch.went_wrong(3.0, 12, 0.02, 0.0, lambda: 3.2)
@@ -209,7 +226,10 @@ def test_a_model_that_the_last_update_ruined_is_put_back(context: Context) -> No
     before = {name: tensor.clone() for name, tensor in context.model.state_dict().items()}
     assert len(train(context, QUICK.model_copy(update={"updates": 1, "learning_rate": 100.0}), REMOVED)) == 1
     assert all(torch.equal(before[name], tensor) for name, tensor in context.model.state_dict().items())
-    assert "with the last update: the weights were put back to those at 0%" in context.monitor.warnings[-1]
+    assert (
+        "after the last update, and was 0.1329 before: the weights were put back to those at 0%"
+        in (context.monitor.warnings[-1])
+    )
 
 
 def test_a_rate_that_stays_too_high_after_three_returns_ends_the_run(context: Context) -> None:
@@ -218,16 +238,36 @@ def test_a_rate_that_stays_too_high_after_three_returns_ends_the_run(context: Co
     assert len(context.monitor.warnings) == 3
 
 
-@pytest.mark.parametrize(("rate", "told"), [(3e-3, 0), (0.3, 1)])
-def test_a_training_that_did_harm_is_told(context: Context, rate: float, told: int) -> None:
-    points = train(context, QUICK.model_copy(update={"learning_rate": rate}), REMOVED)
-    assert len(points) == 12
-    assert len(context.monitor.warnings) == told
-    assert all(
-        warning.startswith(f"Training did harm: its loss was {points[0].loss:.4g} at the first update")
-        and "which was 0.3" in warning
-        for warning in context.monitor.warnings
-    )
+@pytest.mark.parametrize("rate", [3e-3, 0.03, 0.1, 0.3])
+@pytest.mark.parametrize("updates", [5, 12, 40])
+@pytest.mark.parametrize("loss", list(Loss))
+def test_whatever_the_rate_training_does_no_harm(context: Context, rate: float, updates: int, loss: Loss) -> None:
+    parameters = QUICK.model_copy(update={"learning_rate": rate, "updates": updates, "loss": loss})
+    teacher = Teacher(frozen_copy(context.model)) if parameters.taught else None
+
+    @torch.no_grad()
+    def mean_loss() -> float:
+        with bypassed(context.model, REMOVED):
+            return loss_of(context.model, context.windows, loss, teacher and teacher(context.windows)).item()
+
+    before = mean_loss()
+    train(context, parameters, REMOVED)
+    assert mean_loss() < before + 0.2
+    assert rate > 3e-3 or not any("put back" in warning for warning in context.monitor.warnings)
+
+
+def test_a_last_update_that_did_harm_is_taken_back(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = context.model.model.layers[0].mlp.up_proj.weight
+    step, numbers = torch.optim.AdamW.step, count(1)
+
+    def pushing(self: torch.optim.AdamW) -> None:
+        step(self)
+        if next(numbers) == 10:
+            weight.data.mul_(30)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", pushing)
+    train(context, QUICK.model_copy(update={"updates": 10}), REMOVED)
+    assert "put back to those at 90% of the budget, and training ended there; lower" in context.monitor.warnings[-1]
 
 
 def test_weights_that_the_last_update_broke_are_put_back(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +282,7 @@ def test_weights_that_the_last_update_broke_are_put_back(context: Context, monke
     monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
     train(context, QUICK.model_copy(update={"updates": 10}), REMOVED)
     assert all(parameter.isfinite().all() for parameter in context.model.parameters())
-    assert "became nan with the last update" in context.monitor.warnings[-1]
+    assert "is nan after the last update" in context.monitor.warnings[-1]
     assert "those at 90% of the budget" in context.monitor.warnings[-1]
 
 
@@ -315,11 +355,11 @@ def test_a_training_that_goes_on_lets_go_of_what_it_recalled(context: Context, t
 
 def test_the_weights_kept_are_refreshed_where_they_are(context: Context) -> None:
     learning = list(context.model.parameters())
-    watch = training._Watch(learning, context)
+    watch = training._Watch(learning, context, 0.1)
     places = [kept.data_ptr() for kept in watch.kept]
     with torch.no_grad():
         learning[0].add_(1)
-    assert not watch.went_wrong(1.0, 3, 0.5, 0.0, lambda: pytest.fail("a loss as it should be was looked into"))
+    assert not watch.went_wrong(1.0, 3, 0.5, 0.0, lambda: 2.0)
     assert [kept.data_ptr() for kept in watch.kept] == places
     assert torch.equal(watch.kept[0], learning[0])
 
@@ -331,7 +371,7 @@ def test_a_baseline_that_changes_no_weight_leaves_its_teacher_to_training(
     made: list[PreTrainedModel] = []
     for module in (training, baseline):
         monkeypatch.setattr(module, "frozen_copy", lambda *given: made.append(frozen_copy(*given)) or made[-1])
-    parameters = ShortGptParameters(updates=2, weights=weights)
+    parameters = ShortGptParameters(updates=2, weights=weights, learning_rate=1e-3)
     assert len(ShortGpt(parameters).regularize(context, REMOVED)) == 2
     assert len(made) == copies
 
