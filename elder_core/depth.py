@@ -1,13 +1,14 @@
 """How many layers go, and which: the depth that keeps to a job's target, and what it is expected to cost.
 
-Everything here is known before a weight has moved. Perplexity is measured with the layers bypassed, so without the
-training that follows and makes it better: a depth chosen by it is on the safe side.
+Everything here is known before a weight has moved. Perplexity is measured with the layers bypassed, and with what the
+method does for them at once, so without the training that follows and makes it better: a depth chosen by it is on the
+safe side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def choose_with_cost(job: Job, method: Method, context: Context, text: Calibrati
         TargetUnreachable: no number of layers keeps to the target; the message names the nearest.
         UnsupportedArchitecture, NonFiniteLoss, Cancelled: see expressible.chooser.
     """
-    scale = _Scale(job, context, text)
+    scale = _Scale(job, method, context, text)
     target = job.spec.target
     if target is None:
         selection = choose(job, method, context)
@@ -91,9 +92,10 @@ def _check_bytes(job: Job, most: int) -> None:
 class _Scale:
     """What a model costs without some of its layers, measured once for each set."""
 
-    def __init__(self, job: Job, context: Context, text: CalibrationText) -> None:
+    def __init__(self, job: Job, method: Method, context: Context, text: CalibrationText) -> None:
         self.layers = len(decoder_layers(context.model))
         self._job = job
+        self._method = method
         self._context = context
         self._kept_apart = len(text.apart) > 0
         self._windows: Tensor = text.apart if self._kept_apart else text.learning[:MOST_APART]
@@ -135,8 +137,8 @@ class _Scale:
             tried=tuple(self.trials[tried] for tried in sorted(self.trials)),
         )
 
-    def _perplexity(self, removed: Iterable[int]) -> float:
-        with bypassed(self._context.model, tuple(removed)):
+    def _perplexity(self, removed: tuple[int, ...]) -> float:
+        with self._method.made_up_for(self._context, removed), bypassed(self._context.model, removed):
             return quality(
                 self._context.model, self._windows, 1.0, tick=self._tick, page=self._context.monitor.page("perplexity")
             ).perplexity

@@ -320,7 +320,8 @@ class Expected(Strict):
     layers: int = Field(description="How many are removed.")
     perplexity_before: float
     perplexity_after: float | None = Field(
-        description="Without the chosen layers and before training, which lowers it."
+        description="Without the chosen layers, with what the method does for them at once, and before training, "
+        "which lowers it."
     )
     sequences: int = Field(description="Calibration sequences that both perplexities are measured on.")
     kept_apart: bool = Field(description="Whether nothing was learnt from these sequences.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -112,6 +113,11 @@ class Method(ABC):
             NonFiniteLoss, Cancelled: see select; so may the chooser.
         """
         return cache(partial(self.select, context))
+
+    @contextmanager
+    def made_up_for(self, context: Context, removed: tuple[int, ...]) -> Iterator[None]:
+        """The model with what the method does without training to make up for `removed`, until the context is left."""
+        yield
 
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         """Train the model so that it does without the layers `removed`. A method that only selects does nothing.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -12,12 +14,13 @@ from torch import Tensor
 
 from elder_core.errors import NonFiniteLoss
 from elder_core.journal import Entry
-from elder_core.methods.base import Context, Method, Selection
+from elder_core.methods.base import Chooser, Context, Method, Selection
 from elder_core.methods.losses import Teacher, frozen_copy
 from elder_core.methods.training import Budget, train
 from elder_core.parameters import BaselineParameters, TrainingParameters
 from elder_core.spec import TrainingPoint
-from elder_core.surgery import parameters_only_in
+from elder_core.stream import writers
+from elder_core.surgery import decoder_layers, parameters_only_in
 
 P = TypeVar("P", bound=TrainingParameters)
 S = TypeVar("S", bound=BaselineParameters)
@@ -32,11 +35,31 @@ class Baseline(Method, Generic[P]):
     def compensate(self, context: Context, removed: tuple[int, ...]) -> None:
         """Change the weights of the layers that stay, before any training. Most methods do nothing here."""
 
+    @property
+    def compensates(self) -> bool:
+        return type(self).compensate is not Baseline.compensate
+
+    @contextmanager
+    def made_up_for(self, context: Context, removed: tuple[int, ...]) -> Iterator[None]:
+        """By `compensate`, whose changes are taken back; what it may change is kept on the CPU meanwhile."""
+        if not self.compensates or not removed:
+            yield
+            return
+        stay = [layer for layer in range(len(decoder_layers(context.model))) if layer not in removed]
+        changed = [part for layer in stay for writer in writers(context.model, layer) for part in writer.parameters()]
+        kept = [part.detach().to("cpu", copy=True) for part in changed]
+        try:
+            self.compensate(context, removed)
+            yield
+        finally:
+            with torch.no_grad():
+                for part, before in zip(changed, kept, strict=True):
+                    part.copy_(before)
+
     def regularize(self, context: Context, removed: tuple[int, ...]) -> tuple[TrainingPoint, ...]:
         trains = not Budget.of(self.parameters, context.windows.shape[1]).nothing
-        compensates = type(self).compensate is not Baseline.compensate
         teacher: Teacher | None = None  # the model as training finds it, unless it was changed by then
-        if trains and compensates and self.parameters.taught:
+        if trains and self.compensates and self.parameters.taught:
             teacher = Teacher(frozen_copy(context.model, parameters_only_in(context.model, removed)))
         self.compensate(context, removed)
         return train(context, self.parameters, removed, teacher=teacher)
@@ -88,6 +111,16 @@ class ScoringBaseline(Baseline[S]):
         if done > known:
             page.keep(Entry({"batches": done}, {"total": total}))
         return total
+
+
+class SharingBaseline(ScoringBaseline[S]):
+    """One whose look at the text for one depth serves the others: it has a `chooser`, and `select` asks that."""
+
+    def select(self, context: Context, count: int) -> Selection:
+        return self.chooser(context, (count,))(count)
+
+    @abstractmethod
+    def chooser(self, context: Context, counts: Sequence[int]) -> Chooser: ...
 
 
 def lowest(scores: Sequence[float], count: int, label: str) -> Selection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -10,16 +11,20 @@ from transformers import PreTrainedModel
 
 from elder_core.devices import autocast
 from elder_core.gates import observed
-from elder_core.methods.base import Selection
-from elder_core.methods.baseline import require_numbers
+from elder_core.methods.base import Chooser, Context, Selection
+from elder_core.methods.baseline import S, ScoringBaseline, require_numbers
 from elder_core.surgery import decoder_layers
 
 Keep = Callable[[Tensor], Tensor]
 """From a hidden state `[batch, seq, hidden]` to what is kept of it."""
 
 
+def _whole(state: Tensor) -> Tensor:
+    return state
+
+
 @torch.no_grad()
-def boundary_states(model: PreTrainedModel, ids: Tensor, keep: Keep = lambda state: state) -> list[Tensor]:
+def boundary_states(model: PreTrainedModel, ids: Tensor, keep: Keep = _whole) -> list[Tensor]:
     """What is kept of the hidden states before the first layer, between layers and after the last: layers + 1 of them.
 
     `ids` `[batch, seq]`. Whole states of all layers are layers × batch × seq × hidden numbers.
@@ -39,6 +44,34 @@ def block_distances(states: Sequence[Tensor], length: int, distance: Callable[[T
     """Mean distance `[layers − length + 1]` across each block of `length` layers, by its first layer."""
     starts = range(len(states) - length)
     return torch.stack([distance(states[start], states[start + length]).mean() for start in starts])
+
+
+def block_chooser(
+    method: ScoringBaseline[S],
+    context: Context,
+    counts: Sequence[int],
+    distance: Callable[[Tensor, Tensor], Tensor],
+    label: str,
+    *,
+    keep: Keep = _whole,
+    first: int = 0,
+) -> Chooser:
+    """`best_block` for any of `counts`, by the mean over the method's windows of all their blocks' distances.
+
+    Raises:
+        NonFiniteLoss: a distance is no number; so may the chooser.
+        Cancelled: the caller ended the run.
+    """
+    layers, lengths = len(decoder_layers(context.model)), sorted(set(counts))
+
+    def distances(batch: Tensor) -> Tensor:
+        states = boundary_states(context.model, batch, keep)
+        return torch.cat([block_distances(states, length, distance) for length in lengths])
+
+    sizes = [layers - length + 1 for length in lengths]
+    means = torch.split(method.mean_over_windows(context, distances), sizes)
+    by_length = dict(zip(lengths, means, strict=True))
+    return cache(lambda count: best_block(by_length[count].tolist(), count, label, first=first))
 
 
 def best_block(distances: Sequence[float], length: int, label: str, *, first: int = 0) -> Selection:

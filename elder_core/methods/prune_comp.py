@@ -10,35 +10,43 @@ model says the same. This way embeddings stay as they are, which are often the o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from elder_core.devices import autocast
 from elder_core.gates import observed
-from elder_core.methods.base import Context, Selection
-from elder_core.methods.baseline import ScoringBaseline, require_numbers
+from elder_core.methods.base import Chooser, Context, Selection
+from elder_core.methods.baseline import SharingBaseline, require_numbers
 from elder_core.methods.mathematics import block_influence, magnitude_ratio
 from elder_core.parameters import PruneCompParameters
 from elder_core.stream import outputs_scaled, require_plain_stream, scale_output, writers
 from elder_core.surgery import bypassed, decoder_layers
 
+Measured = dict[tuple[int, ...], tuple[Tensor, Tensor]]
+"""By the layers removed, in their order: block influence and magnitude ratio of every layer, both `[layers]`."""
 
-class PruneComp(ScoringBaseline[PruneCompParameters]):
+
+class PruneComp(SharingBaseline[PruneCompParameters]):
     """In rounds: measure the pruned and compensated model, remove the least influential layers, compensate for them."""
 
     def __init__(self, parameters: PruneCompParameters) -> None:
         super().__init__(parameters)
         self._scales: dict[frozenset[int], Tensor] = {}  # of the sets that were chosen
 
-    def select(self, context: Context, count: int) -> Selection:
-        removed, weights, scales = self._rounds(context, range(len(decoder_layers(context.model))), count)
-        self._scales[frozenset(removed)] = scales
-        return Selection(
-            removed=tuple(sorted(removed)),
-            weights=tuple(weights.tolist()),
-            weight_label="block influence, when last measured",
-        )
+    def chooser(self, context: Context, counts: Sequence[int]) -> Chooser:
+        """A deeper selection is measured where its rounds remove others than a shallower one's."""
+        measured: Measured = {}
+
+        def in_rounds(count: int) -> Selection:
+            every_layer = range(len(decoder_layers(context.model)))
+            removed, weights, scales = self._rounds(context, every_layer, count, measured)
+            self._scales[frozenset(removed)] = scales
+            label = "block influence, when last measured"
+            return Selection(tuple(sorted(removed)), tuple(weights.tolist()), label)
+
+        return cache(in_rounds)
 
     def compensate(self, context: Context, removed: tuple[int, ...]) -> None:
         """Scale what the later layers add, as the rounds of `select` found it, or would have.
@@ -47,16 +55,18 @@ class PruneComp(ScoringBaseline[PruneCompParameters]):
         """
         scales = self._scales.get(frozenset(removed))
         if scales is None:
-            _, _, scales = self._rounds(context, removed, len(removed))
+            _, _, scales = self._rounds(context, removed, len(removed), {})
         for layer, scale in enumerate(scales.tolist()):
             if layer not in removed and scale != 1:
                 for module in writers(context.model, layer):
                     scale_output(module, scale)
 
-    def _rounds(self, context: Context, candidates: Sequence[int], count: int) -> tuple[list[int], Tensor, Tensor]:
+    def _rounds(
+        self, context: Context, candidates: Sequence[int], count: int, measured: Measured
+    ) -> tuple[list[int], Tensor, Tensor]:
         """The `count` layers chosen from `candidates`; block influence, and scale of what it adds, of every layer.
 
-        Both `[layers]`. The model is only hooked.
+        Both `[layers]`. The model is only hooked. `measured` is what is known already, and learns what is not.
         """
         require_plain_stream(context.model)
         layers = len(decoder_layers(context.model))
@@ -65,7 +75,9 @@ class PruneComp(ScoringBaseline[PruneCompParameters]):
         removed: list[int] = []
         weights, scales = torch.zeros(layers), torch.ones(layers)
         for number in range(passes):
-            influences, ratios = self._measure(context, removed, scales, number, passes)
+            if (gone := tuple(removed)) not in measured:
+                measured[gone] = self._measure(context, removed, scales, number, passes)
+            influences, ratios = measured[gone]
             active = [layer for layer in range(layers) if layer not in removed]
             weights[active] = influences[active].float()
             left = sorted(set(candidates) - set(removed), key=lambda layer: (influences[layer].item(), layer))

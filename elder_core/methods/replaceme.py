@@ -15,25 +15,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from elder_core.methods.base import Context, Selection
-from elder_core.methods.baseline import ScoringBaseline
-from elder_core.methods.blocks import best_block, block_distances, boundary_states
+from elder_core.methods.base import Chooser, Context
+from elder_core.methods.baseline import SharingBaseline
+from elder_core.methods.blocks import block_chooser, boundary_states
 from elder_core.methods.mathematics import block_influence, ridge_map
 from elder_core.parameters import ReplaceMeParameters
 from elder_core.stream import map_output, require_plain_stream, writers
 
 
-class ReplaceMe(ScoringBaseline[ReplaceMeParameters]):
+class ReplaceMe(SharingBaseline[ReplaceMeParameters]):
     """The block of least cosine distance between input and output, then least squares. Layer 0 stays, to be mapped."""
 
-    def select(self, context: Context, count: int) -> Selection:
+    def chooser(self, context: Context, counts: Sequence[int]) -> Chooser:
         require_plain_stream(context.model)
-
-        def distances(batch: Tensor) -> Tensor:
-            return block_distances(boundary_states(context.model, batch), count, block_influence)
-
-        mean = self.mean_over_windows(context, distances)
-        return best_block(mean.tolist(), count, "smallest cosine distance across a block with the layer", first=1)
+        label = "smallest cosine distance across a block with the layer"
+        return block_chooser(self, context, counts, block_influence, label, first=1)
 
     def compensate(self, context: Context, removed: tuple[int, ...]) -> None:
         """Fold a map into the layer before each block of neighbours in `removed`, all fitted on the whole model."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 
 import torch
 from torch import nn
 
-from elder_core.methods.base import Context, Selection
-from elder_core.methods.baseline import ScoringBaseline, lowest, require_numbers
+from elder_core.methods.base import Chooser, Context, Selection
+from elder_core.methods.baseline import SharingBaseline, lowest, require_numbers
 from elder_core.methods.losses import loss_of
 from elder_core.methods.mathematics import taylor_importance
 from elder_core.methods.prefix import rises_without_each
@@ -16,18 +17,24 @@ from elder_core.parameters import Criterion, Loss, ShortenedLlamaParameters
 from elder_core.surgery import decoder_layers
 
 
-class ShortenedLlama(ScoringBaseline[ShortenedLlamaParameters]):
+class ShortenedLlama(SharingBaseline[ShortenedLlamaParameters]):
     """One-shot. By perplexity any layer may go; by Taylor the first and last layers are kept (the paper's Taylor+)."""
 
-    def select(self, context: Context, count: int) -> Selection:
+    def chooser(self, context: Context, counts: Sequence[int]) -> Chooser:
         if self.parameters.criterion is Criterion.PERPLEXITY:
             layers = range(len(decoder_layers(context.model)))
-            rises = self.mean_over_windows(context, partial(rises_without_each, context.model, candidates=layers))
-            return lowest(rises.tolist(), count, "rise of cross-entropy without the layer")
+            score = partial(rises_without_each, context.model, candidates=layers)
+            rises = self.mean_over_windows(context, score).tolist()
+            return cache(lambda count: lowest(rises, count, "rise of cross-entropy without the layer"))
         scores = self._taylor(context)
         require_numbers(scores)
-        chosen = sorted(self._allowed(context, count), key=lambda layer: (scores[layer], layer))[:count]
-        return Selection(tuple(sorted(chosen)), tuple(scores), "sum of |weight · gradient| over the layer's matrices")
+        label = "sum of |weight · gradient| over the layer's matrices"
+
+        def least_important(count: int) -> Selection:
+            chosen = sorted(self._allowed(context, count), key=lambda layer: (scores[layer], layer))[:count]
+            return Selection(tuple(sorted(chosen)), tuple(scores), label)
+
+        return cache(least_important)
 
     def _taylor(self, context: Context) -> list[float]:
         """Importance of each layer. The gradient is that of all windows together, kept in float32 for all layers."""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from elder_core.methods.base import Context, Selection
-from elder_core.methods.baseline import ScoringBaseline
-from elder_core.methods.blocks import best_block, block_distances, boundary_states
+from elder_core.methods.base import Chooser, Context
+from elder_core.methods.baseline import SharingBaseline
+from elder_core.methods.blocks import block_chooser
 from elder_core.methods.mathematics import angular_distance
 from elder_core.parameters import UidlParameters
 
 
-class Uidl(ScoringBaseline[UidlParameters]):
+class Uidl(SharingBaseline[UidlParameters]):
     """Angular distance across each block at the last token, the mean over all windows (section 3.2)."""
 
-    def select(self, context: Context, count: int) -> Selection:
-        def distances(batch: Tensor) -> Tensor:
-            return block_distances(boundary_states(context.model, batch, _last_token), count, angular_distance)
-
-        mean = self.mean_over_windows(context, distances)
-        return best_block(mean.tolist(), count, "smallest angle across a block with the layer, in half turns")
+    def chooser(self, context: Context, counts: Sequence[int]) -> Chooser:
+        label = "smallest angle across a block with the layer, in half turns"
+        return block_chooser(self, context, counts, angular_distance, label, keep=_last_token)
 
 
 def _last_token(state: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from elder_core.architectures import table
 from elder_core.errors import Cancelled, NonFiniteLoss, UnsupportedArchitecture
 from elder_core.methods import base, evopress
 from elder_core.methods.base import Context
-from elder_core.methods.baseline import Baseline
+from elder_core.methods.baseline import Baseline, ScoringBaseline
 from elder_core.methods.blocks import best_block, block_distances, boundary_states
 from elder_core.methods.evopress import EvoPress, mutated
 from elder_core.methods.losses import logits_of, loss_of
@@ -124,6 +124,54 @@ def test_adjacent_layers_that_do_nothing_are_found(tiny_llama: PreTrainedModel, 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_same_seed_gives_the_same_layers(tiny_llama: PreTrainedModel, name: str) -> None:
     assert method_of(name).select(context_of(tiny_llama), 3) == method_of(name).select(context_of(tiny_llama), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "looks"),
+    [
+        ("shortgpt", {}, 1),
+        ("uidl", {}, 1),
+        ("replaceme", {}, 1),
+        ("shortened_llama", {}, 1),
+        ("prune_comp", {"layers_per_round": None}, 1),
+        ("prune_comp", {"layers_per_round": 2}, 2),
+        ("sleb", {}, 4),  # one for each layer that goes
+    ],
+)
+def test_one_look_at_the_text_serves_all_depths(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, name: str, given: dict[str, object], looks: int
+) -> None:
+    alone = {count: method_of(name, **given).select(context_of(tiny_llama), count) for count in (1, 2, 3, 4)}
+    looked: list[object] = []
+    mean = ScoringBaseline.mean_over_windows
+    monkeypatch.setattr(
+        ScoringBaseline, "mean_over_windows", lambda *args, **named: (looked.append(args), mean(*args, **named))[1]
+    )
+    choose = method_of(name, **given).chooser(context_of(tiny_llama), (1, 2, 3, 4))
+    assert {count: choose(count) for count in (3, 1, 4, 2)} == {count: alone[count] for count in (3, 1, 4, 2)}
+    assert len(looked) == looks
+
+
+def test_one_gradient_serves_all_depths(tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = method_of("shortened_llama", criterion=Criterion.TAYLOR)
+    alone = {count: method.select(context_of(tiny_llama), count) for count in (1, 2, 3)}
+    gradient, asked = ShortenedLlama._taylor, []
+    monkeypatch.setattr(ShortenedLlama, "_taylor", lambda *given: (asked.append(given), gradient(*given))[1])
+    choose = method.chooser(context_of(tiny_llama), (1, 2, 3))
+    assert {count: choose(count) for count in (1, 2, 3)} == alone
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_what_makes_up_for_layers_can_be_tried(tiny_llama: PreTrainedModel, name: str) -> None:
+    method, context, before = method_of(name), context_of(tiny_llama), state(tiny_llama)
+    with method.made_up_for(context, (2, 3)):
+        tried = state(tiny_llama)
+    assert all(torch.equal(before[key], tensor) for key, tensor in tiny_llama.state_dict().items())
+    method.compensate(context, (2, 3))
+    assert all(torch.equal(tried[key], tensor) for key, tensor in tiny_llama.state_dict().items())
+    same = all(torch.equal(tried[key], before[key]) for key in before)
+    assert same == (name not in COMPENSATING)
 
 
 @pytest.mark.parametrize("name", THAT_SCORE)
@@ -405,9 +453,9 @@ def test_prune_comp_gives_back_what_a_layer_only_multiplies(tiny_llama: PreTrain
 def test_prune_comp_compensates_as_it_selected(tiny_llama: PreTrainedModel, per_round: int | None) -> None:
     method = PruneComp(PruneCompParameters(layers_per_round=per_round))
     context = context_of(tiny_llama)
-    removed, _, scales = method._rounds(context, range(LAYERS), 3)
+    removed, _, scales = method._rounds(context, range(LAYERS), 3, {})
     assert method.select(context, 3).removed == tuple(sorted(removed))
-    again, _, same = method._rounds(context, sorted(removed), 3)
+    again, _, same = method._rounds(context, sorted(removed), 3, {})
     assert (again, same.tolist()) == (removed, scales.tolist())
     before = state(tiny_llama)
     other = PruneComp(method.parameters)  # as where the process that chose was ended

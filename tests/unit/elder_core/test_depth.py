@@ -10,17 +10,18 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from elder_core import depth, pipeline
 from elder_core.depth import deepest, fewest_for_speed, ideal_speedup
 from elder_core.errors import NonFiniteLoss, TargetAlreadyMet, TargetUnreachable
-from elder_core.evaluation.quality import quality
+from elder_core.evaluation.quality import Quality, quality
 from elder_core.inspection import Sources
 from elder_core.methods.base import Chooser, Context, Method, Selection
+from elder_core.methods.last import Last
 from elder_core.methods.shortgpt import ShortGpt
-from elder_core.parameters import ShortGptParameters
-from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, Report, Stage
+from elder_core.parameters import MethodParameters, PruneCompParameters, ReplaceMeParameters, ShortGptParameters
+from elder_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, ModelRef, OutputSpec, Precision, Report, Stage
 from elder_core.surgery import bypassed
 from elder_core.target import Target
 from tests.unit.elder_core.conftest import LAYERS
@@ -143,10 +144,37 @@ def test_a_plan_has_the_ideal_speed_where_speed_is_measured(spec: JobSpec) -> No
     assert expected.decode_speedup > 1
 
 
+@pytest.mark.parametrize("parameters", [ReplaceMeParameters(), PruneCompParameters()])
+def test_a_plan_expects_what_the_method_does_at_once(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: MethodParameters
+) -> None:
+    """It is what the job then comes to, where nothing is trained."""
+    monkeypatch.setattr(depth, "MOST_APART", 4)
+    output = OutputSpec(dtype=Precision.FLOAT32)
+    spec = spec.model_copy(update={"method": parameters, "layers": (1, 2), "output": output})
+    found, report = plan(spec), run(spec, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model", dtype=torch.float32)
+    windows: list[torch.Tensor] = []
+    measure = depth.quality
+
+    def seen(model: PreTrainedModel, text: torch.Tensor, *given: Any, **named: Any) -> Quality:
+        windows.append(text)
+        return measure(model, text, *given, **named)
+
+    monkeypatch.setattr(depth, "quality", seen)
+    plan(spec)
+    assert removed(found) == report.removed_layers
+    assert quality(model, windows[-1], 1.0).perplexity == pytest.approx(found.expected.perplexity_after, rel=1e-4)
+    bypassing = AutoModelForCausalLM.from_pretrained(spec.model.id, dtype=torch.float32)
+    with bypassed(bypassing, report.removed_layers):
+        plain = quality(bypassing, windows[-1], 1.0).perplexity
+    assert abs(plain / found.expected.perplexity_after - 1) > 5e-3
+
+
 # Targets -----------------------------------------------------------------------------------------------------------
 
 
-class EveryOther(ShortGpt):
+class EveryOther(Last):
     """Learns once for all depths."""
 
     asked: ClassVar[list[list[int]]] = []

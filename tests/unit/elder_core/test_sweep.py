@@ -17,7 +17,7 @@ from elder_core.checkpoints import verify
 from elder_core.errors import AmbiguousTarget, Cancelled, DuplicateLayers, ElderError, NoLayerLeft, OutputExists
 from elder_core.evaluation import evaluate as evaluation_module
 from elder_core.inspection import Sources
-from elder_core.methods.base import Chooser, Context, Method
+from elder_core.methods.base import Chooser, Context
 from elder_core.methods.shortgpt import ShortGpt
 from elder_core.parameters import ElderParameters, ShortGptParameters
 from elder_core.pipeline import Sweep
@@ -73,8 +73,9 @@ def test_what_does_not_depend_on_the_depth_is_done_once(
 
     def chooser(self: ShortGpt, context: Context, counts: Sequence[int]) -> Chooser:
         asked.append(list(counts))
-        return Method.chooser(self, context, counts)
+        return choosing(self, context, counts)
 
+    choosing = ShortGpt.chooser
     before = evaluation_module.quality
 
     def quality(model: torch.nn.Module, *given: object, **named: object) -> object:
