@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from elder_core.architectures.table import ARCHITECTURES, MULTIMODAL
+from elder_core.parameters import ElderParameters
 from elder_core.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,11 @@ def test_make_help_shows_the_targets_that_people_use() -> None:
 def test_readme_names_every_architecture_and_method() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert [name for name in (*ARCHITECTURES, *MULTIMODAL, *METHODS) if f"`{name}`" not in readme] == []
+
+
+def test_readme_has_the_published_method() -> None:
+    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert ElderParameters.model_validate_json(block) == ElderParameters.of_the_paper()
 
 
 def test_the_card_of_the_bundled_model_is_that_of_its_template() -> None:
