@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -349,12 +351,11 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def _appearing_whole(target: Path) -> Iterator[Path]:
     """A folder beside `target` to write to, which takes its place at the end; on an error nothing is left."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}."
-    for left in target.parent.iterdir():
-        if left.name.startswith(prefix) and left.name.endswith(UNFINISHED):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=target.parent))
+    _remove_abandoned(target)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent))
+    lock = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends, however it does
         yield folder
         for path in (*folder.rglob("*"), folder):
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -366,3 +367,18 @@ def _appearing_whole(target: Path) -> Iterator[Path]:
         sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what runs that were killed have left of a `target` that they were writing."""
+    name = re.compile(re.escape(f".{target.name}.") + r"\w{8}" + re.escape(UNFINISHED))
+    for left in target.parent.iterdir():
+        if name.fullmatch(left.name):
+            with suppress(OSError):  # the run lives, or somebody else was faster
+                lock = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left)
+                finally:
+                    os.close(lock)

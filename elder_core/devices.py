@@ -22,7 +22,8 @@ CPU_OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory", re.IGN
 def choose(device: str) -> torch.device:
     """The device called `device`: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
 
-    A CUDA device becomes the process's current one: what is asked of torch without naming one is asked of it.
+    A CUDA device that is named becomes the thread's current one: what is asked of torch without naming one is asked of
+    it, such as by events and by libraries.
 
     Raises:
         DeviceUnavailable: there is no such device here.

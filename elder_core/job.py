@@ -17,6 +17,7 @@ from elder_core.calibration.windows import (
     EvaluationText,
     calibration_text,
     evaluation_windows,
+    largest_id,
     leading_token,
     window_length,
 )
@@ -113,7 +114,7 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
         tokenizer,
         _calibration(job, stream, leading),
         evaluation_windows(documents, unseen, length, leading=leading, samples=job.spec.evaluation.samples),
-        max(int(stream.max()), int(unseen.max()), *map(max, prompts)),
+        largest_id(tokenizer, (stream, unseen), prompts),
     )
     most = most_layers(job.count, job.source.info.layers)
     check_budget(job.spec, job.window_length, texts.calibration.available, most)

@@ -29,7 +29,7 @@ from elder_core.errors import ElderError
 
 SECONDS = 60.0
 COST_FACTOR = 40  # a page is written at most as often as makes it cost a fortieth of the time
-_PART = ".part"
+_PART = ".elder-part"
 
 _log = logging.getLogger(__name__)
 

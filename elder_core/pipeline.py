@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elder_core import checkpoints, depth, devices
 from elder_core.calibration.token_cache import TokenCache
-from elder_core.calibration.windows import evaluation_windows, leading_token, window_length
+from elder_core.calibration.windows import evaluation_windows, largest_id, leading_token, window_length
 from elder_core.evaluation.single import evaluate_one
 from elder_core.evaluation.speed import workload
 from elder_core.execution import cut_saved, evaluate_saved, prune
@@ -176,11 +176,11 @@ def measure(
             tokens = TokenCache(sources.token_cache).stream(
                 documents, tokenizer, checkpoints.tokenizer_hash(source), field="evaluation"
             )
-            leading = leading_token(tokenizer)
+            leading, largest = leading_token(tokenizer), largest_id(tokenizer, (tokens,))
             text = evaluation_windows(documents, tokens, length, leading=leading, samples=wanted.samples)
         with monitor.entered(Stage.EVALUATING):
             return evaluate_one(
-                lambda: checkpoints.load(source, chosen, largest_id=int(tokens.max())).model,
+                lambda: checkpoints.load(source, chosen, largest_id=largest).model,
                 path=source.path,
                 windows=text.windows,
                 bytes_per_token=text.bytes_per_token,

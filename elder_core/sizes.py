@@ -206,7 +206,7 @@ def narrowing(info: CheckpointInfo, output: OutputSpec) -> Iterator[str]:
         name, stored = finer[0].name.format(finer[0].layer), FLOAT_TYPES[finer[0].stored.dtype]
         yield (
             f"{len(finer)} of the tensors, such as {name}, are stored as {stored}, and are saved as {info.dtype} as "
-            f"most are; give output.dtype float32 to keep all of their digits."
+            f"most are. On a CPU, output.dtype float32 keeps all of their digits."
         )
 
 

@@ -9,7 +9,7 @@ model has seen no sequence without, and some (Gemma's) predict next to nothing t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +89,12 @@ def leading_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return ids[0] if len(ids) > 1 and ids[0] == tokenizer.bos_token_id else None
 
 
+def largest_id(tokenizer: PreTrainedTokenizerBase, streams: Iterable[Tensor], prompts: Iterable[list[int]] = ()) -> int:
+    """The largest token id in windows of `streams` `[tokens]` and in `prompts`, what they begin with included."""
+    always: list[int] = tokenizer("")["input_ids"]
+    return max([*always, *(int(stream.max()) for stream in streams), *map(max, prompts)])
+
+
 def calibration_text(
     stream: Tensor,
     length: int,
@@ -166,6 +172,8 @@ def _separators(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int
 def _cut(stream: Tensor, length: int, leading: int | None, *, field: str) -> Tensor:
     """All whole windows `[windows, length]` of `stream` `[tokens]`, each after the token `leading`, if any."""
     room = length - (leading is not None)
+    if leading is not None and stream[0] == leading:  # where it stands before every document as well
+        stream = stream[1:]
     count = len(stream) // room
     if count == 0:
         raise TextTooShort(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from elder_core.calibration.windows import leading_token
 from elder_core.errors import PromptEmpty
 from elder_core.evaluation import decoding
 
@@ -69,11 +70,11 @@ def continue_text(
     start = tokenizer(prompt)["input_ids"] or _start_of_text(tokenizer)
     if not start:
         return ""
-    ids = torch.tensor([start], dtype=torch.int64, device=model.device)
     limit = decoding.max_positions(model)
     if limit is not None:
         new_tokens = min(new_tokens, limit // 2)
-        ids = ids[:, new_tokens - limit :]
+        start = _shortened(start, limit - new_tokens, leading_token(tokenizer))
+    ids = torch.tensor([start], dtype=torch.int64, device=model.device)
     written: list[int] = []
     cache = None
     while len(written) < new_tokens:
@@ -82,6 +83,14 @@ def continue_text(
             break
         written.append(int(ids))
     return str(tokenizer.decode(written, skip_special_tokens=True))
+
+
+def _shortened(ids: list[int], limit: int, leading: int | None) -> list[int]:
+    """The end of `ids`, `limit` of them at most, after the token `leading` if every text begins with that."""
+    if len(ids) <= limit:
+        return ids
+    kept = [] if leading is None else [leading]
+    return [*kept, *ids[len(ids) - limit + len(kept) :]]
 
 
 def _opening(text: str) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elder_core.errors import NonFiniteLoss
 from elder_core.journal import Entry
@@ -33,7 +33,12 @@ class Baseline(Method, Generic[P]):
         self.parameters = parameters
 
     def compensate(self, context: Context, removed: tuple[int, ...]) -> None:
-        """Change the weights of the layers that stay, before any training. Most methods do nothing here."""
+        """Change weights of the modules that `compensated` names, before any training. Most methods do nothing here."""
+
+    def compensated(self, context: Context, removed: tuple[int, ...]) -> list[nn.Module]:
+        """What `compensate` changes: all that the layers that stay add to the hidden state by, unless it is less."""
+        stay = [layer for layer in range(len(decoder_layers(context.model))) if layer not in removed]
+        return [writer for layer in stay for writer in writers(context.model, layer)]
 
     @property
     def compensates(self) -> bool:
@@ -45,8 +50,7 @@ class Baseline(Method, Generic[P]):
         if not self.compensates or not removed:
             yield
             return
-        stay = [layer for layer in range(len(decoder_layers(context.model))) if layer not in removed]
-        changed = [part for layer in stay for writer in writers(context.model, layer) for part in writer.parameters()]
+        changed = [part for module in self.compensated(context, removed) for part in module.parameters()]
         kept = [part.detach().to("cpu", copy=True) for part in changed]
         try:
             self.compensate(context, removed)

@@ -59,8 +59,7 @@ def block_chooser(
     """`best_block` for any of `counts`, by the mean over the method's windows of all their blocks' distances.
 
     Raises:
-        NonFiniteLoss: a distance is no number; so may the chooser.
-        Cancelled: the caller ended the run.
+        Cancelled: the caller ended the run. The chooser may raise NonFiniteLoss: see best_block.
     """
     layers, lengths = len(decoder_layers(context.model)), sorted(set(counts))
 

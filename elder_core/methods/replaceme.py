@@ -33,16 +33,19 @@ class ReplaceMe(SharingBaseline[ReplaceMeParameters]):
 
     def compensate(self, context: Context, removed: tuple[int, ...]) -> None:
         """Fold a map into the layer before each block of neighbours in `removed`, all fitted on the whole model."""
-        found = [block for block in blocks_of(removed) if block[0] > 0]
+        found = _mapped(removed)
         if 0 in removed:
             context.monitor.warn("No layer stands before layer 0, so nothing makes up for the block that begins there.")
         if not found:
             return
-        matrices = [writers(context.model, block[0] - 1)[1] for block in found]
+        matrices = self.compensated(context, removed)
         grams, crosses = self._normal_equations(context, found, matrices)
         for module, gram, cross in zip(matrices, grams, crosses, strict=True):
             change = ridge_map(gram, cross, self.parameters.ridge)
             map_output(module, torch.eye(len(change), dtype=change.dtype) + change)
+
+    def compensated(self, context: Context, removed: tuple[int, ...]) -> list[nn.Module]:
+        return [writers(context.model, block[0] - 1)[1] for block in _mapped(removed)]
 
     def _normal_equations(
         self, context: Context, found: Sequence[range], matrices: Sequence[nn.Module]
@@ -60,6 +63,11 @@ class ReplaceMe(SharingBaseline[ReplaceMeParameters]):
 
             mean = self.mean_over_windows(context, products)
         return mean[:, 0], mean[:, 1]
+
+
+def _mapped(layers: Sequence[int]) -> list[range]:
+    """The blocks that a layer stands before."""
+    return [block for block in blocks_of(layers) if block[0] > 0]
 
 
 def blocks_of(layers: Sequence[int]) -> list[range]:

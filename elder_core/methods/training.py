@@ -393,8 +393,9 @@ class _Watch:
         """
         if self._is_as_expected(loss):
             self._expect(loss, gate)
-            if share < self._judged_at + KEPT_SHARE - ROUNDING or not self._became_worse(loss, share, loss_now):
-                return False
+            judged = share >= self._judged_at + KEPT_SHARE - ROUNDING
+            if not (judged and self._became_worse(loss, share, loss_now)) or self._returns == MOST_RETURNS:
+                return False  # what is only worse, the end judges again
         elif not self._ran_away(loss, gate, loss_now):
             return False
         if update == 0 or self._returns == MOST_RETURNS:

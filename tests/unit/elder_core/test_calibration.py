@@ -13,6 +13,7 @@ from elder_core.calibration.batches import batch_at, epochs_needed
 from elder_core.calibration.windows import (
     calibration_text,
     evaluation_text,
+    largest_id,
     leading_token,
     token_stream,
     window_length,
@@ -122,6 +123,12 @@ def test_every_window_begins_as_every_text_does(tiny_tokenizer: PreTrainedTokeni
     assert learning[:, 0].tolist() == [7] * 11
     with pytest.raises(TextTooShort, match="has 8 tokens, but one sequence needs 9"):
         calibration_text(torch.arange(8), 10, leading=7)
+    assert calibration_text(torch.arange(7, 17), 10, leading=7).learning.tolist() == [list(range(7, 17))]  # once
+
+    assert ids[beginning] > 100
+    assert largest_id(begins, [torch.tensor([1, 2])]) == ids[beginning]
+    assert largest_id(tiny_tokenizer, [torch.tensor([1, 2])]) == 2
+    assert largest_id(tiny_tokenizer, [torch.tensor([1, 2]), torch.tensor([5])], [[1], [9, 3]]) == 9
 
 
 @pytest.mark.parametrize(

@@ -392,11 +392,17 @@ class TestSave:
             with pytest.raises(ZeroDivisionError):
                 save(loaded.model, tmp_path / "out", tiny_checkpoint)
         left, *_ = tmp_path.iterdir()
-        others = [tmp_path / ".out.backup", tmp_path / left.name.replace("out", "out2", 1)]
+        others = [
+            tmp_path / ".out.backup",
+            *(tmp_path / left.name.replace("out", name, 1) for name in ("out2", "out.2")),
+        ]
         for other in others:
             other.mkdir()
-        save(loaded.model, tmp_path / "out", tiny_checkpoint)
-        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", *others])
+        with checkpoints._appearing_whole(tmp_path / "out") as living:
+            save(loaded.model, tmp_path / "other" / "out", tiny_checkpoint)
+            checkpoints._remove_abandoned(tmp_path / "out")
+            assert living.is_dir()
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "other", tmp_path / "out", *others])
 
     def test_nothing_is_left_after_an_error(self, loaded, tiny_checkpoint, tmp_path, monkeypatch):
         def interrupt(*_):

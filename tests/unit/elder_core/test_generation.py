@@ -9,7 +9,14 @@ import torch
 from tokenizers import normalizers
 
 from elder_core.errors import PromptEmpty
-from elder_core.evaluation.generation import PROMPT_WORDS, check_prompts, continuations, continue_text, prompts_from
+from elder_core.evaluation.generation import (
+    PROMPT_WORDS,
+    _shortened,
+    check_prompts,
+    continuations,
+    continue_text,
+    prompts_from,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -26,6 +33,14 @@ def test_agrees_with_generate(tiny_llama: PreTrainedModel, tiny_tokenizer: PreTr
     expected = tiny_tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
     assert continue_text(tiny_llama, tiny_tokenizer, "abc", 20) == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "leading", "kept"),
+    [([1, 2, 3], None, [1, 2, 3]), ([1, 2, 3, 4], None, [2, 3, 4]), ([9, 1, 2, 3], 9, [9, 2, 3]), ([9, 1], 9, [9, 1])],
+)
+def test_a_shortened_prompt_begins_as_texts_do(ids: list[int], leading: int | None, kept: list[int]) -> None:
+    assert _shortened(ids, 3, leading) == kept
 
 
 def test_stops_at_the_end_of_the_text(tiny_llama: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -203,6 +203,15 @@ def test_weights_are_kept_where_they_are_better_than_those_kept(context: Context
     assert watch.went_wrong(1.65, 5, 0.5, 0.0, lambda: 1.0)
     assert weight.unique().tolist() == [3]
     assert "put back to those at 30% of the budget" in context.monitor.warnings[-1]
+    assert watch.went_wrong(1.65, 6, 0.6, 0.0, lambda: 1.0)
+    assert watch.went_wrong(1.65, 7, 0.7, 0.0, lambda: 1.0)
+    assert not watch.went_wrong(1.65, 8, 0.8, 0.0, lambda: 1.0)  # returns are used up, and it is only worse
+    watch.judge_the_end(lambda: 1.65 if weight.unique().tolist() == [5] else 1.0)
+    assert len(context.monitor.warnings) == training.MOST_RETURNS
+    with torch.no_grad():
+        weight.fill_(5)
+    watch.judge_the_end(lambda: 1.65 if weight.unique().tolist() == [5] else 1.0)
+    assert weight.unique().tolist() == [3]
 
 
 def test_layers_that_leave_raise_what_may_be_expected(context: Context) -> None:
