@@ -50,6 +50,7 @@ def test_sequences_are_counted_once_however_often_they_are_read(quality: Any, ti
     assert len(read) == 6
 
 
+@pytest.mark.timeout(900)  # two minutes where nothing else runs
 def test_rows_spend_what_elder_spends_and_are_not_made_twice(
     quality: Any, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
