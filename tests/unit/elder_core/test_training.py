@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import count
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -265,34 +266,25 @@ def test_whatever_the_rate_training_does_no_harm(context: Context, rate: float, 
     assert rate > 3e-3 or not any("put back" in warning for warning in context.monitor.warnings)
 
 
-def test_a_last_update_that_did_harm_is_taken_back(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = context.model.model.layers[0].mlp.up_proj.weight
-    step, numbers = torch.optim.AdamW.step, count(1)
-
-    def pushing(self: torch.optim.AdamW) -> None:
-        step(self)
-        if next(numbers) == 10:
-            weight.data.mul_(30)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", pushing)
-    train(context, QUICK.model_copy(update={"updates": 10}), REMOVED)
-    assert "put back to those at 90% of the budget, and training ended there; lower" in context.monitor.warnings[-1]
-
-
-def test_weights_that_the_last_update_broke_are_put_back(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("factor", "told"), [(30.0, "after the last update, and was"), (nan, "is nan after the last update")]
+)
+def test_a_last_update_that_did_harm_is_taken_back(
+    context: Context, monkeypatch: pytest.MonkeyPatch, factor: float, told: str
+) -> None:
     weight = context.model.model.layers[0].mlp.up_proj.weight
     step, numbers = torch.optim.AdamW.step, count(1)
 
     def breaking(self: torch.optim.AdamW) -> None:
         step(self)
         if next(numbers) == 10:
-            weight.data.fill_(float("nan"))
+            weight.data.mul_(factor)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
     train(context, QUICK.model_copy(update={"updates": 10}), REMOVED)
     assert all(parameter.isfinite().all() for parameter in context.model.parameters())
-    assert "is nan after the last update" in context.monitor.warnings[-1]
-    assert "those at 90% of the budget" in context.monitor.warnings[-1]
+    assert told in context.monitor.warnings[-1]
+    assert "put back to those at 90% of the budget, and training ended there; lower" in context.monitor.warnings[-1]
 
 
 def test_a_budget_in_seconds_tells_of_repetition(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
