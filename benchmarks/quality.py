@@ -106,8 +106,8 @@ ABLATION = "ablation: "
 WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("hidden states not matched", {"matching": 0.0}),
     ("weights learnt for twice as long without a change", {"gate_patience": 16}),
-    ("then a search", {"search_samples": 16}),
-    ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16}),
+    ("then a search", {"search_samples": 16, "gate_patience": 8}),
+    ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16, "gate_patience": 8}),
     ("no penalty on the weights", {"gate_penalty": 0.0}),
     ("weights of all layers at once", {"gate_share": 1.0}),
     ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM}),
@@ -385,7 +385,10 @@ def _same(was: object, now: TrainingParameters | MethodParameters | None, idle: 
 def _in_effect(parameters: TrainingParameters | MethodParameters, idle: Set[str]) -> dict[str, object]:
     """Its settings, without those that are `idle`, and those of a search where there is none."""
     searches = not isinstance(parameters, ElderParameters) or parameters.searched
-    return parameters.model_dump(exclude={*idle, *(() if searches else ElderParameters.of_a_search)})
+    settings = parameters.model_dump(exclude={*idle, *(() if searches else ElderParameters.of_a_search)})
+    if isinstance(parameters, ElderParameters):
+        settings["gate_patience"] = parameters.patience  # null says less
+    return settings
 
 
 def _recorded(recipe: Recipe) -> dict[str, object]:

@@ -178,12 +178,13 @@ class ElderParameters(TrainingParameters):
     gate_steps: int = Field(
         default=96, ge=1, le=100_000, description="Updates of the layer weights in each round of selection, at most."
     )
-    gate_patience: int = Field(
-        default=8,
+    gate_patience: int | None = Field(
+        default=None,
         ge=0,
         le=100_000,
         description="Updates without a change in which layers have the smallest weights, after which learning ends; 0 "
-        "makes all updates that it may.",
+        "makes all updates that it may. Null takes 4 where a search follows, which corrects the choice, and 8 where "
+        "none does.",
     )
     gate_fraction: float | None = Field(
         default=None,
@@ -361,6 +362,13 @@ class ElderParameters(TrainingParameters):
     def gate_rate(self) -> float:
         """Step size for the layer weights."""
         return self.gate_learning_rate or GATE_RATES[self.gate_optimizer]
+
+    @property
+    def patience(self) -> int:
+        """Updates without a change in which layers have the smallest weights, after which learning ends; 0: never."""
+        if self.gate_patience is None:
+            return 4 if self.searched else 8
+        return self.gate_patience
 
     @property
     def searched(self) -> int:

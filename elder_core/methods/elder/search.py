@@ -43,7 +43,6 @@ def _exchanged(chosen: Layers, ranked: Sequence[int], scores: Scores) -> Layers 
     parameters = scores.parameters
     last_chosen = [layer for layer in ranked if layer in chosen][-parameters.search_border :]
     first_kept = [layer for layer in ranked if layer not in chosen][: parameters.search_border]
-    scores.lowest(chosen, [chosen], 1)  # on all sequences, as what it is compared with
     returns = scores.lowest(chosen, [chosen - {layer} for layer in last_chosen], parameters.search_width)
     for returned in returns:
         taken = [returned | {layer} for layer in first_kept]
@@ -76,14 +75,14 @@ class Scores:
     def lowest(self, base: Layers, sets: Sequence[Layers], count: int) -> list[Layers]:
         """The `count` lowest of `sets`, ascending; what they share with `base` in the first layers is computed once.
 
-        All run on a part of the sequences, and twice as many as are wanted on the rest. Of two that are equal the
-        earlier comes first.
+        All run on a part of the sequences, and twice as many as are wanted on the rest, where `base` itself, which
+        costs next to nothing then, is computed too. Of two that are equal the earlier comes first.
         """
-        new = [layers for layers in sets if layers not in self._rough]
+        new = [layers for layers in (base, *sets) if layers not in self._rough]
         for layers, score in zip(new, self._compute(base, new, 0, self._first), strict=True):
             self._rough[layers] = score
         ahead = sorted(sets, key=lambda layers: self._rough[layers])[: 2 * count]
-        new = [layers for layers in ahead if layers not in self.known]
+        new = [layers for layers in (base, *ahead) if layers not in self.known]
         for layers, score in zip(new, self._compute(base, new, self._first, None), strict=True):
             self.known[layers] = self._rough[layers] + score
         self._page.offer(self._entry)

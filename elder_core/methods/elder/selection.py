@@ -180,7 +180,7 @@ def learn(
     """Round `number` of `rounds`: weights from 1 on, of every layer but those in `bypass`, which are left out.
 
     It ends when all is used that is `allowed`, or when the smallest weights have been those of the same layers for
-    `gate_patience` steps, for each of `counts`. The model's own weights get no gradients. Where the loss is no number,
+    `patience` steps, for each of `counts`. The model's own weights get no gradients. Where the loss is no number,
     the weights go back to before the last update of those that were in effect, and on at half the rate, with a warning.
 
     Raises:
@@ -195,7 +195,7 @@ def learn(
     update = _UPDATES[parameters.gate_optimizer](parameters, weights)
     teacher = Teacher(context.model) if parameters.gate_loss is Loss.KL else None
     page = context.monitor.page("weights")
-    learning = _Learning(weights, update, _Patience(parameters.gate_patience, counts, bypass))
+    learning = _Learning(weights, update, _Patience(parameters.patience, counts, bypass))
     if page.recalled is not None:
         learning.restore(page.recalled)
     turn = parameters.turn(len(active))
@@ -221,12 +221,14 @@ def learn(
     learning.require_path()
     page.keep(learning.entry())
     if learning.steps < turn:
-        name = "gate_patience" if learning.settled else "gate_steps"
+        name, value = "gate_steps", parameters.gate_steps
+        if learning.settled:
+            name, value = "gate_patience", parameters.patience
         context.monitor.warn(
-            f"{name} {getattr(parameters, name)} ended the learning of layer weights after {learning.steps} updates, "
+            f"{name} {value} ended the learning of layer weights after {learning.steps} updates, "
             f"and one turn of all layers takes {turn}, so that some were never weighted; give a larger {name}."
         )
-    elif parameters.gate_patience and not learning.settled:
+    elif parameters.patience and not learning.settled:
         ended, remedy = f"gate_steps {parameters.gate_steps}", "give more gate_steps"
         if learning.steps < parameters.gate_steps:
             ended, remedy = f"gate_fraction {parameters.gate_fraction:g}", "give a larger gate_fraction or budget"

@@ -701,6 +701,36 @@ def test_whether_there_is_a_search_follows_from_the_budget(given: dict[str, obje
     assert ElderParameters.model_validate(given).searched == searched
 
 
+def test_weights_that_a_search_follows_need_not_be_settled_for_as_long(tiny_llama: PreTrainedModel) -> None:
+    def learnt(**update: object) -> int:
+        parameters = LONG.model_copy(update={"gate_steps": 200, **update})
+        return len(Elder(parameters).select(context_of(tiny_llama), 2).gate_path)
+
+    idle(tiny_llama, 1, 4)
+    short, long = learnt(gate_patience=4), learnt(gate_patience=8)
+    assert short < long
+    assert learnt(gate_patience=None) == long
+    assert learnt(gate_patience=None, search_samples=4) == short
+    assert learnt(gate_patience=8, search_samples=4) == long
+
+
+def test_what_a_search_compares_with_costs_no_pass_of_its_own(
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chosen set is judged on what is kept of it for the sets without one of its layers."""
+    kept: list[tuple[frozenset[int], bytes]] = []
+    made = Prefix.__init__
+
+    def noted(self: Prefix, model: PreTrainedModel, ids: Tensor, removed: Collection[int] = ()) -> None:
+        kept.append((frozenset(removed), ids.numpy().tobytes()))
+        made(self, model, ids, removed)
+
+    monkeypatch.setattr(Prefix, "__init__", noted)
+    idle(tiny_llama, 1, 4)
+    assert refined(tiny_llama, SEARCHED.model_copy(update={"search_batch_size": 2}), [5, 3, 0, 1, 2, 4], 2) == {1, 4}
+    assert len(kept) == len(set(kept)) > 0, "one set kept on one batch twice"
+
+
 def test_the_search_computes_the_rest_only_of_the_sets_that_are_ahead(
     tiny_llama: PreTrainedModel, searched: list[tuple[frozenset[int], bytes]]
 ) -> None:
