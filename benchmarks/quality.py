@@ -103,11 +103,12 @@ PAPER_PULLED = PAPER_RESIDUAL.model_copy(update={"penalty": 0.03})
 
 # One ingredient of the default at a time, replaced by what else it could be.
 ABLATION = "ablation: "
+SETTLED = {"gate_patience": 8}  # as without a search, which would be content with less
 WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("hidden states not matched", {"matching": 0.0}),
     ("weights learnt for twice as long without a change", {"gate_patience": 16}),
-    ("then a search", {"search_samples": 16, "gate_patience": 8}),
-    ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16, "gate_patience": 8}),
+    ("then a search", {"search_samples": 16, **SETTLED}),
+    ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16, **SETTLED}),
     ("no penalty on the weights", {"gate_penalty": 0.0}),
     ("weights of all layers at once", {"gate_share": 1.0}),
     ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM}),
@@ -383,11 +384,14 @@ def _same(was: object, now: TrainingParameters | MethodParameters | None, idle: 
 
 
 def _in_effect(parameters: TrainingParameters | MethodParameters, idle: Set[str]) -> dict[str, object]:
-    """Its settings, without those that are `idle`, and those of a search where there is none."""
+    """Its settings, without those that are `idle`, and those of a search where there is none.
+
+    What is left to the method counts as what it then is: rows have it in either way.
+    """
     searches = not isinstance(parameters, ElderParameters) or parameters.searched
     settings = parameters.model_dump(exclude={*idle, *(() if searches else ElderParameters.of_a_search)})
     if isinstance(parameters, ElderParameters):
-        settings["gate_patience"] = parameters.patience  # null says less
+        settings["gate_patience"] = parameters.patience(turn=1)
     return settings
 
 

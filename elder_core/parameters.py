@@ -183,8 +183,8 @@ class ElderParameters(TrainingParameters):
         ge=0,
         le=100_000,
         description="Updates without a change in which layers have the smallest weights, after which learning ends; 0 "
-        "makes all updates that it may. Null takes 4 where a search follows, which corrects the choice, and 8 where "
-        "none does.",
+        "makes all updates that it may. Null takes two turns of all layers, but no less than 4 updates where a search "
+        "follows, which corrects the choice, and 8 where none does.",
     )
     gate_fraction: float | None = Field(
         default=None,
@@ -363,11 +363,13 @@ class ElderParameters(TrainingParameters):
         """Step size for the layer weights."""
         return self.gate_learning_rate or GATE_RATES[self.gate_optimizer]
 
-    @property
-    def patience(self) -> int:
-        """Updates without a change in which layers have the smallest weights, after which learning ends; 0: never."""
+    def patience(self, turn: int) -> int:
+        """Updates without a change in which layers have the smallest weights, after which learning ends; 0: never.
+
+        All layers are in effect once in `turn` updates.
+        """
         if self.gate_patience is None:
-            return 4 if self.searched else 8
+            return max(4 if self.searched else 8, 2 * turn)
         return self.gate_patience
 
     @property

@@ -134,7 +134,7 @@ def _field(loc: tuple[str, ...], declared: dict[str, Any], control: Control) -> 
     return Field(
         loc=loc,
         label=LABELS.get(loc, name.replace("_", " ").capitalize()),
-        help=re.sub(r"\bnull\b", "empty", declared.get("description", "")),
+        help=declared.get("description", "").replace("null", "empty").replace("Null", "Empty"),
         limits=_limits(declared),
         control=control,
         choices=tuple(declared.get("enum", ())),

@@ -75,8 +75,8 @@ class Scores:
     def lowest(self, base: Layers, sets: Sequence[Layers], count: int) -> list[Layers]:
         """The `count` lowest of `sets`, ascending; what they share with `base` in the first layers is computed once.
 
-        All run on a part of the sequences, and twice as many as are wanted on the rest, where `base` itself, which
-        costs next to nothing then, is computed too. Of two that are equal the earlier comes first.
+        All run on a part of the sequences, and twice as many as are wanted on the rest, where `base` itself is
+        computed too, which costs next to nothing beside them. Of two that are equal the earlier comes first.
         """
         new = [layers for layers in (base, *sets) if layers not in self._rough]
         for layers, score in zip(new, self._compute(base, new, 0, self._first), strict=True):

@@ -180,7 +180,7 @@ def learn(
     """Round `number` of `rounds`: weights from 1 on, of every layer but those in `bypass`, which are left out.
 
     It ends when all is used that is `allowed`, or when the smallest weights have been those of the same layers for
-    `patience` steps, for each of `counts`. The model's own weights get no gradients. Where the loss is no number,
+    `gate_patience` steps, for each of `counts`. The model's own weights get no gradients. Where the loss is no number,
     the weights go back to before the last update of those that were in effect, and on at half the rate, with a warning.
 
     Raises:
@@ -195,10 +195,11 @@ def learn(
     update = _UPDATES[parameters.gate_optimizer](parameters, weights)
     teacher = Teacher(context.model) if parameters.gate_loss is Loss.KL else None
     page = context.monitor.page("weights")
-    learning = _Learning(weights, update, _Patience(parameters.patience, counts, bypass))
+    turn = parameters.turn(len(active))
+    patience = parameters.patience(turn)
+    learning = _Learning(weights, update, _Patience(patience, counts, bypass))
     if page.recalled is not None:
         learning.restore(page.recalled)
-    turn = parameters.turn(len(active))
     first = number * -(-allowed.updates // turn) * turn  # every round begins with a new turn of the layers
     with frozen(context.model):
         while not learning.settled and not allowed.ended(learning.steps, learning.seconds):
@@ -223,12 +224,12 @@ def learn(
     if learning.steps < turn:
         name, value = "gate_steps", parameters.gate_steps
         if learning.settled:
-            name, value = "gate_patience", parameters.patience
+            name, value = "gate_patience", patience
         context.monitor.warn(
             f"{name} {value} ended the learning of layer weights after {learning.steps} updates, "
             f"and one turn of all layers takes {turn}, so that some were never weighted; give a larger {name}."
         )
-    elif parameters.patience and not learning.settled:
+    elif patience and not learning.settled:
         ended, remedy = f"gate_steps {parameters.gate_steps}", "give more gate_steps"
         if learning.steps < parameters.gate_steps:
             ended, remedy = f"gate_fraction {parameters.gate_fraction:g}", "give a larger gate_fraction or budget"

@@ -47,6 +47,7 @@ def test_label_help_limits_and_default_come_from_the_declaration() -> None:
     assert penalty.label == "Gate penalty"
     assert penalty.help == ElderParameters.model_fields["gate_penalty"].description
     assert penalty.limits == "From 0 to 100."
+    assert not [one for one in forms.blank().all_fields() if "null" in one.help.lower()], "null cannot be typed"
     assert penalty.control is Control.DECIMAL
     assert penalty.default == str(ElderParameters().gate_penalty)
     assert field("method.elder.norm").choices == tuple(Norm)

@@ -61,6 +61,7 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
     rows = [
         "elder",
         "elder untrained",
+        "elder's layers untrained",
         "elder's layers + distil",
         "sleb untrained",
         "sleb + distil",
@@ -103,10 +104,11 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
             del row["parameters"]["chooser"]["gate_fraction"]  # as before there was such a setting
         if row["name"].startswith("elder"):
             row["parameters"]["chooser"]["search_width"] += 1  # without effect where something is trained
-        if row["name"] == "elder's layers + distil":
+        if row["name"] in {"elder's layers + distil", "ablation: hidden states not matched"}:
             row["parameters"]["chooser"]["matching"] += 1  # without effect where another training follows
-        if row["name"] == "ablation: hidden states not matched":
-            row["parameters"]["chooser"]["matching"] += 1
+            row["parameters"]["chooser"]["gate_patience"] = 8  # what null stands for there
+        if row["name"] == "elder's layers untrained":
+            row["parameters"]["chooser"]["gate_patience"] = 9
         if row["name"] == "uidl + distil":
             row["parameters"]["then"]["learning_rate"] = 1e-5
     output.write_text(json.dumps(stored), encoding="utf-8")
@@ -118,6 +120,7 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
     renewed = {name for name, row in run().items() if row["made_at"] != made[name]["made_at"]}
     assert renewed == {
         "elder untrained",  # by its search_width
+        "elder's layers untrained",
         "sleb + distil",
         "shortgpt + distil",
         "uidl + distil",

@@ -714,6 +714,32 @@ def test_weights_that_a_search_follows_need_not_be_settled_for_as_long(tiny_llam
     assert learnt(gate_patience=8, search_samples=4) == long
 
 
+@pytest.mark.parametrize(
+    ("given", "turn", "patience"),
+    [
+        ({}, 2, 8),
+        ({}, 7, 14),
+        ({"tokens": 0}, 1, 4),
+        ({"tokens": 0}, 5, 10),
+        ({"tokens": 0, "search_samples": 0}, 2, 8),
+        ({"tokens": 0, "gate_patience": 3}, 7, 3),
+        ({"tokens": 0, "gate_patience": 0}, 2, 0),
+    ],
+)
+def test_weights_must_be_settled_for_two_turns_and_longer_where_no_search_follows(
+    given: dict[str, object], turn: int, patience: int
+) -> None:
+    assert ElderParameters.model_validate(given).patience(turn) == patience
+
+
+def test_learning_does_not_end_within_the_first_turns(tiny_llama: PreTrainedModel) -> None:
+    context = context_of(tiny_llama, samples=64)
+    parameters = QUICK.model_copy(update={"gate_share": 0.1, "gate_steps": 96, "gate_penalty": 0.0})
+    unmoved = parameters.model_copy(update={"gate_patience": None, "gate_learning_rate": 1e-6, "search_samples": 4})
+    assert len(Elder(unmoved).select(context, 2).gate_path) >= 12
+    assert context.monitor.warnings == []
+
+
 def test_what_a_search_compares_with_costs_no_pass_of_its_own(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
