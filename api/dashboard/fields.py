@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+EMPTY = {"n": "empty", "N": "Empty"}  # what a form has for null
 LABELS = {
     ("model", "id"): "Model",
     ("ratio",): "Ratio",
@@ -134,7 +135,7 @@ def _field(loc: tuple[str, ...], declared: dict[str, Any], control: Control) -> 
     return Field(
         loc=loc,
         label=LABELS.get(loc, name.replace("_", " ").capitalize()),
-        help=declared.get("description", "").replace("null", "empty").replace("Null", "Empty"),
+        help=re.sub(r"\b([Nn])ull\b", lambda word: EMPTY[word[1]], declared.get("description", "")),
         limits=_limits(declared),
         control=control,
         choices=tuple(declared.get("enum", ())),
