@@ -103,12 +103,12 @@ PAPER_PULLED = PAPER_RESIDUAL.model_copy(update={"penalty": 0.03})
 
 # One ingredient of the default at a time, replaced by what else it could be.
 ABLATION = "ablation: "
-SETTLED = {"gate_patience": 8}  # as without a search, which would be content with less
+SETTLED = {"gate_steps": 96}  # as without a search, which would be content with less
 WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("hidden states not matched", {"matching": 0.0}),
     ("weights learnt for twice as long without a change", {"gate_patience": 16}),
     ("then a search", {"search_samples": 16, **SETTLED}),
-    ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16, **SETTLED}),
+    ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16}),
     ("no penalty on the weights", {"gate_penalty": 0.0}),
     ("weights of all layers at once", {"gate_share": 1.0}),
     ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM}),
@@ -391,7 +391,7 @@ def _in_effect(parameters: TrainingParameters | MethodParameters, idle: Set[str]
     searches = not isinstance(parameters, ElderParameters) or parameters.searched
     settings = parameters.model_dump(exclude={*idle, *(() if searches else ElderParameters.of_a_search)})
     if isinstance(parameters, ElderParameters):
-        settings["gate_patience"] = parameters.patience(turn=1)
+        settings |= {"gate_patience": parameters.patience(turn=1), "gate_steps": parameters.most_gate_updates}
     return settings
 
 

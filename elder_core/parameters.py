@@ -175,16 +175,19 @@ class ElderParameters(TrainingParameters):
         le=10,
         description="Step size for the layer weights; null takes 1 for proximal steps and 0.05 for Adam.",
     )
-    gate_steps: int = Field(
-        default=96, ge=1, le=100_000, description="Updates of the layer weights in each round of selection, at most."
+    gate_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Updates of the layer weights in each round of selection, at most. Null takes 96; where a search "
+        "follows, which corrects the choice, 16, or two turns of all layers where that is more.",
     )
     gate_patience: int | None = Field(
         default=None,
         ge=0,
         le=100_000,
         description="Updates without a change in which layers have the smallest weights, after which learning ends; 0 "
-        "makes all updates that it may. Null takes two turns of all layers, but no less than 4 updates where a search "
-        "follows, which corrects the choice, and 8 where none does.",
+        "makes all updates that it may. Null takes 8, or two turns of all layers where that is more.",
     )
     gate_fraction: float | None = Field(
         default=None,
@@ -340,17 +343,28 @@ class ElderParameters(TrainingParameters):
         """Rounds of learning in which `count` layers are chosen."""
         return 1 if self.layers_per_round is None else math.ceil(count / self.layers_per_round)
 
+    @property
+    def most_gate_updates(self) -> int:
+        """Updates of the layer weights in each round at most, but for `least_gate_updates`."""
+        return self.gate_steps or (16 if self.searched else 96)
+
     def gate_updates(self, length: int, rounds: int) -> int:
         """Updates of the layer weights that the budget allows each of so many rounds, on sequences of `length` tokens;
         at least 1.
         """
         if self.gate_fraction is None or self.seconds is not None:
-            return self.gate_steps
+            return self.most_gate_updates
         if self.updates is not None:
             batches = Fraction(self.updates)
         else:
             batches = Fraction(self.tokens or 0, self.gate_batch_size * length)
-        return min(self.gate_steps, max(1, math.floor((1 - self.training_share) * batches / rounds)))
+        return min(self.most_gate_updates, max(1, math.floor((1 - self.training_share) * batches / rounds)))
+
+    def least_gate_updates(self, turn: int) -> int:
+        """Updates of the layer weights in each round whatever the budget; all are in effect once in `turn` updates."""
+        if self.gate_steps is None:
+            return 2 * turn if self.searched else turn
+        return min(turn, self.gate_steps)
 
     def gate_seconds(self, rounds: int) -> float | None:
         """Seconds of each of so many rounds, at most; None where they are not bounded so."""
@@ -369,7 +383,7 @@ class ElderParameters(TrainingParameters):
         All layers are in effect once in `turn` updates.
         """
         if self.gate_patience is None:
-            return max(4 if self.searched else 8, 2 * turn)
+            return max(8, 2 * turn)
         return self.gate_patience
 
     @property

@@ -106,7 +106,7 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
             row["parameters"]["chooser"]["search_width"] += 1  # without effect where something is trained
         if row["name"] in {"elder's layers + distil", "ablation: hidden states not matched"}:
             row["parameters"]["chooser"]["matching"] += 1  # without effect where another training follows
-            row["parameters"]["chooser"]["gate_patience"] = 8  # what null stands for there
+            row["parameters"]["chooser"] |= {"gate_patience": 8, "gate_steps": 96}  # what null stands for there
         if row["name"] == "elder's layers untrained":
             row["parameters"]["chooser"]["gate_patience"] = 9
         if row["name"] == "uidl + distil":

@@ -701,41 +701,48 @@ def test_whether_there_is_a_search_follows_from_the_budget(given: dict[str, obje
     assert ElderParameters.model_validate(given).searched == searched
 
 
-def test_weights_that_a_search_follows_need_not_be_settled_for_as_long(tiny_llama: PreTrainedModel) -> None:
-    def learnt(**update: object) -> int:
-        parameters = LONG.model_copy(update={"gate_steps": 200, **update})
-        return len(Elder(parameters).select(context_of(tiny_llama), 2).gate_path)
+def test_weights_that_a_search_follows_are_learnt_for_as_long_as_it_takes_to_begin(
+    tiny_llama: PreTrainedModel,
+) -> None:
+    context = context_of(tiny_llama, samples=200)
+    endless = QUICK.model_copy(update={"gate_steps": None, "gate_patience": 1000})
 
-    idle(tiny_llama, 1, 4)
-    short, long = learnt(gate_patience=4), learnt(gate_patience=8)
-    assert short < long
-    assert learnt(gate_patience=None) == long
-    assert learnt(gate_patience=None, search_samples=4) == short
-    assert learnt(gate_patience=8, search_samples=4) == long
+    def learnt(**update: object) -> int:
+        return len(Elder(endless.model_copy(update=update)).select(context, 2).gate_path)
+
+    assert learnt(search_samples=4) == 16
+    assert context.monitor.warnings == [], "the search settles it"
+    assert learnt(search_samples=4, gate_steps=20) == 20
+    assert learnt() == 96
+    assert [warning.split(" ended")[0] for warning in context.monitor.warnings] == ["gate_steps 20", "gate_steps 96"]
+
+
+@pytest.mark.parametrize(
+    ("given", "turn", "least"),
+    [
+        ({}, 20, 20),
+        ({"gate_steps": 7}, 20, 7),
+        ({"tokens": 0}, 20, 40),
+        ({"tokens": 0, "gate_steps": 96}, 20, 20),
+        ({"tokens": 0, "search_samples": 0}, 20, 20),
+    ],
+)
+def test_a_search_begins_after_two_turns_of_all_layers(given: dict[str, object], turn: int, least: int) -> None:
+    assert ElderParameters.model_validate(given).least_gate_updates(turn) == least
 
 
 @pytest.mark.parametrize(
     ("given", "turn", "patience"),
-    [
-        ({}, 2, 8),
-        ({}, 7, 14),
-        ({"tokens": 0}, 1, 4),
-        ({"tokens": 0}, 5, 10),
-        ({"tokens": 0, "search_samples": 0}, 2, 8),
-        ({"tokens": 0, "gate_patience": 3}, 7, 3),
-        ({"tokens": 0, "gate_patience": 0}, 2, 0),
-    ],
+    [({}, 2, 8), ({}, 7, 14), ({"tokens": 0}, 2, 8), ({"gate_patience": 3}, 7, 3), ({"gate_patience": 0}, 2, 0)],
 )
-def test_weights_must_be_settled_for_two_turns_and_longer_where_no_search_follows(
-    given: dict[str, object], turn: int, patience: int
-) -> None:
+def test_weights_must_be_settled_for_two_turns(given: dict[str, object], turn: int, patience: int) -> None:
     assert ElderParameters.model_validate(given).patience(turn) == patience
 
 
 def test_learning_does_not_end_within_the_first_turns(tiny_llama: PreTrainedModel) -> None:
     context = context_of(tiny_llama, samples=64)
     parameters = QUICK.model_copy(update={"gate_share": 0.1, "gate_steps": 96, "gate_penalty": 0.0})
-    unmoved = parameters.model_copy(update={"gate_patience": None, "gate_learning_rate": 1e-6, "search_samples": 4})
+    unmoved = parameters.model_copy(update={"gate_patience": None, "gate_learning_rate": 1e-6})
     assert len(Elder(unmoved).select(context, 2).gate_path) >= 12
     assert context.monitor.warnings == []
 
