@@ -391,7 +391,7 @@ def _in_effect(parameters: TrainingParameters | MethodParameters, idle: Set[str]
     searches = not isinstance(parameters, ElderParameters) or parameters.searched
     settings = parameters.model_dump(exclude={*idle, *(() if searches else ElderParameters.of_a_search)})
     if isinstance(parameters, ElderParameters):
-        settings |= {"gate_patience": parameters.patience(turn=1), "gate_steps": parameters.most_gate_updates}
+        settings |= {"gate_patience": parameters.patience(turn=1), "gate_steps": parameters.most_gate_updates(turn=1)}
     return settings
 
 

@@ -40,17 +40,17 @@ class Reading:
         return f"a smaller {self.batch_parameter}"
 
 
-def check_budget(spec: JobSpec, length: int, sequences: int, most: int | None) -> None:
+def check_budget(spec: JobSpec, length: int, sequences: int, most: int | None, *, layers: int | None = None) -> None:
     """Refuse a job that would read its text, of at most `sequences` of `length` tokens, too often.
 
-    `most` is how many layers go, or may go at most (see most_layers), None where the model is not known yet: then what
-    is surely read counts, for one layer. A budget in seconds cannot be told beforehand.
+    `most` is how many of the `layers` go, or may go at most (see most_layers). Both are None where the model is not
+    known yet: then what is surely read counts, for one layer. A budget in seconds cannot be told beforehand.
 
     Raises:
         CalibrationTooSmall: the message says how much text is needed, and what budget this text allows.
     """
     fitting = sequences if spec.calibration.samples is None else min(sequences, spec.calibration.samples)
-    for reading in _readings(spec, length, most):
+    for reading in _readings(spec, length, most, layers):
         if reading.sequences > MOST_TIMES * fitting:
             needed = math.ceil(reading.sequences / MOST_TIMES)
             scarce = sequences < needed
@@ -71,7 +71,7 @@ def most_layers(count: int | None, layers: int) -> int:
     return layers - 1 if count is None else count
 
 
-def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
+def _readings(spec: JobSpec, length: int, most: int | None, layers: int | None) -> list[Reading]:
     parameters = spec.method_as_run
     if isinstance(parameters, CutParameters):
         return []
@@ -80,7 +80,8 @@ def _readings(spec: JobSpec, length: int, most: int | None) -> list[Reading]:
         rounds = parameters.rounds(most or 1)
         rounded = most is None and parameters.layers_per_round and parameters.gate_fraction  # more rounds may read less
         if parameters.gate_seconds(rounds) is None and not rounded:
-            updates, size = parameters.gate_updates(length, rounds), parameters.gate_batch_size
+            turn = 1 if layers is None else parameters.turn(layers)
+            updates, size = parameters.gate_updates(length, rounds, turn), parameters.gate_batch_size
             what = "Learning the layer weights"
             found.append(Reading(what, updates, size, "gate_batch_size", "gate_steps", Fraction(1), rounds))
     return found

@@ -116,8 +116,9 @@ def tokenize(job: Job, monitor: Monitor) -> Texts:
         evaluation_windows(documents, unseen, length, leading=leading, samples=job.spec.evaluation.samples),
         largest_id(tokenizer, (stream, unseen), prompts),
     )
-    most = most_layers(job.count, job.source.info.layers)
-    check_budget(job.spec, job.window_length, texts.calibration.available, most)
+    layers = job.source.info.layers
+    most = most_layers(job.count, layers)
+    check_budget(job.spec, job.window_length, texts.calibration.available, most, layers=layers)
     _warn(job, len(texts.calibration.learning), monitor)
     return texts
 

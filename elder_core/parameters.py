@@ -180,7 +180,8 @@ class ElderParameters(TrainingParameters):
         ge=1,
         le=100_000,
         description="Updates of the layer weights in each round of selection, at most. Null takes 96; where a search "
-        "follows, which corrects the choice, 16, or two turns of all layers where that is more.",
+        "follows, which corrects the choice, and gate_patience is null too, 16, or two turns of all layers where that "
+        "is more.",
     )
     gate_patience: int | None = Field(
         default=None,
@@ -194,9 +195,9 @@ class ElderParameters(TrainingParameters):
         gt=0,
         lt=1,
         description="Share of the budget set apart for learning the weights, in equal parts for the rounds of the "
-        "deepest selection that may be asked for; a round uses at most gate_steps of its part, and at least one turn "
-        "of all layers, and what is left is not spent. Null bounds learning by gate_steps alone, and the whole budget "
-        "is for stage 2, as it is where the job names its layers.",
+        "deepest selection that may be asked for; a round uses at most gate_steps of its part, and one turn of all "
+        "layers at least if those are as many, and what is left is not spent. Null bounds learning by gate_steps "
+        "alone, and the whole budget is for stage 2, as it is where the job names its layers.",
     )
     gate_batch_size: int = Field(default=1, ge=1, le=1024, description="Sequences in one update of the weights.")
     gate_share: float = Field(
@@ -344,27 +345,29 @@ class ElderParameters(TrainingParameters):
         return 1 if self.layers_per_round is None else math.ceil(count / self.layers_per_round)
 
     @property
-    def most_gate_updates(self) -> int:
-        """Updates of the layer weights in each round at most, but for `least_gate_updates`."""
-        return self.gate_steps or (16 if self.searched else 96)
+    def begins_a_search(self) -> bool:
+        """Whether the layer weights are learnt only for as long as a search needs to begin with."""
+        return bool(self.searched) and self.gate_steps is None and self.gate_patience is None
 
-    def gate_updates(self, length: int, rounds: int) -> int:
-        """Updates of the layer weights that the budget allows each of so many rounds, on sequences of `length` tokens;
-        at least 1.
+    def most_gate_updates(self, turn: int) -> int:
+        """Updates of the layer weights in each round at most; all layers are in effect once in `turn` updates."""
+        if self.begins_a_search:
+            return max(16, 2 * turn)
+        return self.gate_steps or 96
+
+    def gate_updates(self, length: int, rounds: int, turn: int) -> int:
+        """Updates of the layer weights that the budget allows each of so many rounds, on sequences of `length` tokens.
+
+        One turn of all layers at least, where `most_gate_updates` allows as much.
         """
+        most = self.most_gate_updates(turn)
         if self.gate_fraction is None or self.seconds is not None:
-            return self.most_gate_updates
+            return most
         if self.updates is not None:
             batches = Fraction(self.updates)
         else:
             batches = Fraction(self.tokens or 0, self.gate_batch_size * length)
-        return min(self.most_gate_updates, max(1, math.floor((1 - self.training_share) * batches / rounds)))
-
-    def least_gate_updates(self, turn: int) -> int:
-        """Updates of the layer weights in each round whatever the budget; all are in effect once in `turn` updates."""
-        if self.gate_steps is None:
-            return 2 * turn if self.searched else turn
-        return min(turn, self.gate_steps)
+        return min(most, max(turn, math.floor((1 - self.training_share) * batches / rounds)))
 
     def gate_seconds(self, rounds: int) -> float | None:
         """Seconds of each of so many rounds, at most; None where they are not bounded so."""

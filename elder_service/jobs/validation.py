@@ -22,6 +22,7 @@ class _Seen:
     """What the rest must know of a model; without arguments, of one that nobody has looked at."""
 
     default_length: int = 1
+    layers: int | None = None
     most_layers: int | None = None
 
 
@@ -41,7 +42,7 @@ def check(spec: JobSpec, sources: Sources, hub: HubLook) -> None:
     check_sources(spec, sources)
     if length > 1:
         most_sequences = most_tokens // (length - 1)  # each may begin with a token that the text does not have
-        budgets.check_budget(spec, length, most_sequences, model.most_layers)
+        budgets.check_budget(spec, length, most_sequences, model.most_layers, layers=model.layers)
 
 
 def _seen(spec: JobSpec, sources: Sources, hub: HubLook) -> _Seen:
@@ -58,7 +59,7 @@ def _look(spec: JobSpec, folder: Path) -> _Seen:
         info = inspection.inspect_checkpoint(folder)
     most = budgets.most_layers(count_to_remove(spec, info), info.layers)
     _check_sequence_length(spec, info.max_positions)
-    return _Seen(inspection.default_sequence_length(info.max_positions), most)
+    return _Seen(inspection.default_sequence_length(info.max_positions), info.layers, most)
 
 
 @contextmanager

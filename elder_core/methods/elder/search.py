@@ -9,6 +9,7 @@ from elder_core.journal import Entry
 from elder_core.methods.base import Context
 from elder_core.methods.prefix import Reference
 from elder_core.parameters import ElderParameters
+from elder_core.surgery import decoder_layers
 
 MOST_EXCHANGES = 16
 HEAT = 0.25  # share of the sequences on which sets run against each other before the best go on to all
@@ -28,7 +29,8 @@ def refine(scores: Scores, ranked: Sequence[int], count: int) -> Layers:
         Cancelled: the caller ended the run.
     """
     chosen, context = frozenset(ranked[:count]), scores.context
-    learnt = scores.parameters.gate_updates(context.windows.shape[1], rounds=1)
+    turn = scores.parameters.turn(len(decoder_layers(context.model)))
+    learnt = scores.parameters.gate_updates(context.windows.shape[1], rounds=1, turn=turn)
     for _ in range(MOST_EXCHANGES):
         better = _exchanged(chosen, ranked, scores)
         if better is None:

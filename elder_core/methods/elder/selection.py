@@ -130,7 +130,7 @@ class _Rounds:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What one round of learning may use at most, but for a turn of all layers or two, of `turn` updates each."""
+    """What one round of learning may use at most: `seconds` once all layers had a turn, which takes `turn` updates."""
 
     updates: int
     seconds: float | None
@@ -140,7 +140,7 @@ class Allowed:
     def of(cls, parameters: ElderParameters, context: Context, *, rounds: int) -> Allowed:
         """An equal part for each of so many."""
         turn = parameters.turn(len(decoder_layers(context.model)))
-        updates = max(parameters.gate_updates(context.windows.shape[1], rounds), parameters.least_gate_updates(turn))
+        updates = parameters.gate_updates(context.windows.shape[1], rounds, turn)
         return cls(updates, parameters.gate_seconds(rounds), turn)
 
     def ended(self, steps: int, seconds: float) -> bool:
@@ -221,27 +221,23 @@ def learn(
             context.monitor.step(number * each + learning.steps, rounds * each, loss=loss, gate_mean=mean)
     learning.require_path()
     page.keep(learning.entry())
+    most = parameters.most_gate_updates(turn)
     if learning.steps < turn:
-        name, value = "gate_steps", parameters.gate_steps
+        name, value = "gate_steps", most
         if learning.settled:
             name, value = "gate_patience", patience
         context.monitor.warn(
             f"{name} {value} ended the learning of layer weights after {learning.steps} updates, "
             f"and one turn of all layers takes {turn}, so that some were never weighted; give a larger {name}."
         )
-    elif patience and not learning.settled and not _left_to_search(parameters, learning.steps):
-        ended, remedy = f"gate_steps {parameters.most_gate_updates}", "give more gate_steps"
-        if learning.steps < parameters.most_gate_updates:
+    elif patience and not learning.settled and not (parameters.begins_a_search and learning.steps >= most):
+        ended, remedy = f"gate_steps {most}", "give more gate_steps"
+        if learning.steps < most:
             ended, remedy = f"gate_fraction {parameters.gate_fraction:g}", "give a larger gate_fraction or budget"
         context.monitor.warn(
             f"{ended} ended the learning of layer weights before it was settled which of them are smallest; {remedy}."
         )
     return Round(learning.path[-1], torch.stack(learning.path), tuple(learning.losses), learning.steps)
-
-
-def _left_to_search(parameters: ElderParameters, steps: int) -> bool:
-    """Whether the weights had the updates that are enough for a search to go on from."""
-    return bool(parameters.searched) and parameters.gate_steps is None and steps >= parameters.most_gate_updates
 
 
 class _Learning:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from elder_core.parameters import ElderParameters
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -48,6 +50,15 @@ def test_sequences_are_counted_once_however_often_they_are_read(quality: Any, ti
             tiny_llama(input_ids=batch, use_cache=False)
     tiny_llama(input_ids=ids + 60, use_cache=False)
     assert len(read) == 6
+
+
+def test_what_a_row_left_to_the_method_counts_as_what_it_then_was(quality: Any) -> None:
+    searched, trained = ElderParameters(tokens=0, search_samples=16), ElderParameters()
+    for parameters, steps in ((searched, 16), (trained, 96)):
+        written = parameters.model_dump(mode="json")
+        assert quality._same(written, parameters, set())
+        for given in (16, 96):
+            assert quality._same(written | {"gate_steps": given}, parameters, set()) == (given == steps)
 
 
 @pytest.mark.timeout(900)  # two minutes where nothing else runs

@@ -133,3 +133,11 @@ def test_where_a_search_finds_the_depth_all_layers_but_one_may_go() -> None:
 
 def test_of_a_model_that_is_not_known_yet_one_round_counts() -> None:
     check_budget(job(ElderParameters(tokens=0, gate_steps=MOST, layers_per_round=1)), LENGTH, SEQUENCES, None)
+
+
+def test_the_turns_that_a_model_of_many_layers_takes_are_counted() -> None:
+    method = ElderParameters(tokens=0, gate_share=0.001)
+    check_budget(job(method), LENGTH, 10, 4, layers=80)
+    check_budget(job(method), LENGTH, 9, 4)
+    with pytest.raises(CalibrationTooSmall, match="Learning the layer weights would read 160 sequences"):
+        check_budget(job(method), LENGTH, 9, 4, layers=80)

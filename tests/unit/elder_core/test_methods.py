@@ -702,33 +702,39 @@ def test_whether_there_is_a_search_follows_from_the_budget(given: dict[str, obje
 
 
 def test_weights_that_a_search_follows_are_learnt_for_as_long_as_it_takes_to_begin(
-    tiny_llama: PreTrainedModel,
+    tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = context_of(tiny_llama, samples=200)
-    endless = QUICK.model_copy(update={"gate_steps": None, "gate_patience": 1000})
+    default = QUICK.model_copy(update={"gate_steps": None, "gate_patience": None})
+    monkeypatch.setattr(selection._Patience, "ended", lambda *_: False)
 
     def learnt(**update: object) -> int:
-        return len(Elder(endless.model_copy(update=update)).select(context, 2).gate_path)
+        return len(Elder(default.model_copy(update=update)).select(context, 2).gate_path)
 
     assert learnt(search_samples=4) == 16
     assert context.monitor.warnings == [], "the search settles it"
     assert learnt(search_samples=4, gate_steps=20) == 20
+    assert learnt(search_samples=4, gate_patience=50) == 96
     assert learnt() == 96
-    assert [warning.split(" ended")[0] for warning in context.monitor.warnings] == ["gate_steps 20", "gate_steps 96"]
+    assert learnt(search_samples=4, updates=20, gate_fraction=0.1, gate_share=0.1) == 6, "one turn of all layers"
+    ended = [warning.split(" ended")[0] for warning in context.monitor.warnings]
+    assert ended == ["gate_steps 20", "gate_steps 96", "gate_fraction 0.1"]
 
 
 @pytest.mark.parametrize(
-    ("given", "turn", "least"),
+    ("given", "most"),
     [
-        ({}, 20, 20),
-        ({"gate_steps": 7}, 20, 7),
-        ({"tokens": 0}, 20, 40),
-        ({"tokens": 0, "gate_steps": 96}, 20, 20),
-        ({"tokens": 0, "search_samples": 0}, 20, 20),
+        ({}, 96),
+        ({"gate_steps": 7}, 7),
+        ({"tokens": 0}, 40),
+        ({"tokens": 0, "gate_steps": 7}, 7),
+        ({"tokens": 0, "gate_patience": 8}, 96),
+        ({"tokens": 0, "search_samples": 0}, 96),
     ],
 )
-def test_a_search_begins_after_two_turns_of_all_layers(given: dict[str, object], turn: int, least: int) -> None:
-    assert ElderParameters.model_validate(given).least_gate_updates(turn) == least
+def test_a_search_begins_after_two_turns_of_all_layers(given: dict[str, object], most: int) -> None:
+    parameters = ElderParameters.model_validate(given)
+    assert parameters.most_gate_updates(20) == parameters.gate_updates(16, rounds=1, turn=20) == most
 
 
 @pytest.mark.parametrize(
