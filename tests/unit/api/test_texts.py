@@ -83,7 +83,7 @@ def test_one_text_for_both_is_refused_however_it_is_named(client: TestClient, te
         ({"calibration": {"samples": 8}}, "samples"),
         ({"calibration": {"source": "local:small.txt"}}, "source"),
         ({"method": {"name": "elder", "updates": 1_000_000}}, "source"),
-        ({"method": {"name": "elder", "tokens": 0}, "calibration": {"samples": 5}}, "samples"),
+        ({"method": {"name": "elder", "tokens": 0, "gate_steps": 96}, "calibration": {"samples": 5}}, "samples"),
     ],
 )
 def test_a_budget_far_above_the_text_is_refused(
