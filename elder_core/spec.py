@@ -242,7 +242,11 @@ class Progress(Strict):
 
 
 class Measurement(Strict):
-    """One model measured. Speed and memory are null where they were not asked for."""
+    """One model measured. Speed and memory are null where they were not asked for.
+
+    Latencies are medians. Where two models were timed in turns, those of the second are the first one's medians times
+    the median ratio of a step's time to that of the same step a moment before or after.
+    """
 
     layers: int
     parameters: int
@@ -250,9 +254,9 @@ class Measurement(Strict):
     perplexity: float
     bits_per_byte: float
     prefill_tokens_per_second: float | None = None
-    prefill_latency_seconds: float | None = Field(default=None, description="Median time to the first token.")
+    prefill_latency_seconds: float | None = Field(default=None, description="Time to the first token.")
     decode_tokens_per_second: float | None = None
-    decode_latency_seconds: float | None = Field(default=None, description="Median time for one further token.")
+    decode_latency_seconds: float | None = Field(default=None, description="Time for one further token.")
     peak_memory_bytes: int | None = None
 
 

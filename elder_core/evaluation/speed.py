@@ -24,12 +24,17 @@ MOST_ROUNDS = 60
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one model, batch 1. Latencies are medians, in seconds; the rates follow from them."""
+    """Of one model, batch 1. Latencies in seconds; the rates follow from them."""
 
     prefill_tokens_per_second: float
     prefill_latency_seconds: float
     decode_tokens_per_second: float
     decode_latency_seconds: float
+
+    @classmethod
+    def of(cls, prefill: float, decode: float, *, prompt_tokens: int) -> Speed:
+        """From the two latencies."""
+        return cls(prompt_tokens / prefill, prefill, 1 / decode, decode)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,15 @@ class _Times:
         self.decode.extend(steps[1:])
 
     def speed(self, prompt_tokens: int) -> Speed:
-        prefill, decode = median(self.prefill), median(self.decode)
-        return Speed(prompt_tokens / prefill, prefill, 1 / decode, decode)
+        return Speed.of(median(self.prefill), median(self.decode), prompt_tokens=prompt_tokens)
+
+    def speed_beside(self, other: _Times, prompt_tokens: int) -> Speed:
+        """The medians of `other`, times the median of how long each step took beside the same one of the same round."""
+        prefill, decode = (
+            median(theirs) * median(mine / its for mine, its in zip(ours, theirs, strict=True))
+            for ours, theirs in ((self.prefill, other.prefill), (self.decode, other.decode))
+        )
+        return Speed.of(prefill, decode, prompt_tokens=prompt_tokens)
 
     def ideal(self) -> Ideal:
         """Of shares instead of seconds."""
@@ -92,6 +104,10 @@ def compare_speed(
     layers in `removed`, and the pruned model; their order rotates. One untimed turn of each model warms up; then rounds
     follow until `budget_seconds` are spent, but from 4 to 60. On CUDA every step is synchronised.
 
+    The dense model's latencies are medians. The pruned model's are those medians times the median ratio of a step's
+    time to that of the same step of the same round: on a machine with slow moments that ratio varies half as much as
+    the ratio of two medians does, and all that is told of the speed-up follows from it.
+
     The ideal comes from the clocked turns alone. With s the median over steps of (time within the removed layers /
     time of the whole step), measured in the same step, it is dense / (dense − removed) = 1 / (1 − s). The clocks cost
     about 6 µs a layer, most of it within the layer's own time, which raises the ideal by some 0.2 % where a layer takes
@@ -109,7 +125,7 @@ def compare_speed(
     _warm_up((dense, pruned), work)
     _take(turns, budget_seconds, tick)
     prompt_tokens = work.prompt.shape[1]
-    return SpeedComparison(before.speed(prompt_tokens), after.speed(prompt_tokens), shares.ideal())
+    return SpeedComparison(before.speed(prompt_tokens), after.speed_beside(before, prompt_tokens), shares.ideal())
 
 
 def time_alone(
@@ -122,8 +138,8 @@ def time_alone(
 ) -> tuple[Speed, Ideal]:
     """Time one `model`, and what would be ideal without its layers `removed`; otherwise as `compare_speed`.
 
-    What is compared with it later meets another moment of the machine: `compare_speed` is to be preferred where both
-    models fit.
+    Latencies are medians. What is compared with them later meets another moment of the machine: `compare_speed` is to
+    be preferred where both models fit.
     """
     clock = LayerClock([decoder_layers(model)[index] for index in removed], model.device)
     times, shares = _Times(), _Times()

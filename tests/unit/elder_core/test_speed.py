@@ -110,6 +110,24 @@ def test_models_take_turns(pair: tuple[PreTrainedModel, PreTrainedModel], monkey
     assert rounds == [6, 6, 4, 6, 4, 6, 4, 6, 6]
 
 
+def test_slow_moments_do_not_change_how_the_models_compare(
+    pair: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefill and each token: twice as fast in two rounds of three; by medians alone a fifth as fast."""
+    seconds = {6: iter([9.0, 2.0, 20.0, 2.0]), 4: iter([9.0, 1.0, 10.0, 10.0])}  # the first of each warms up
+
+    def step_seconds(model: PreTrainedModel, work: speed.Workload) -> list[float]:
+        return [next(seconds[len(decoder_layers(model))])] * (1 + work.new_tokens)
+
+    monkeypatch.setattr(speed, "_step_seconds", step_seconds)
+    monkeypatch.setattr(speed, "_clocked_shares", lambda _, work, __: [0.5] * (1 + work.new_tokens))
+
+    found = compare_speed(*pair, REMOVED, work_for(pair[0], new_tokens=2), budget_seconds=0)
+
+    assert (found.before.prefill_latency_seconds, found.before.decode_latency_seconds) == (2, 2)
+    assert (found.after.prefill_latency_seconds, found.after.decode_latency_seconds) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("round_seconds", "rounds"), [(1.0, 20), (100.0, speed.FEWEST_ROUNDS), (0.0, speed.MOST_ROUNDS)]
 )
