@@ -244,8 +244,8 @@ class Progress(Strict):
 class Measurement(Strict):
     """One model measured. Speed and memory are null where they were not asked for.
 
-    Latencies are medians. Where two models were timed in turns, those of the second are the first one's medians times
-    the median ratio of a step's time to that of the same step a moment before or after.
+    Latencies are medians. Where a dense and a pruned model were timed in turns, the pruned one's are the dense one's
+    times the median ratio of a step's time to that of the same step a moment before or after.
     """
 
     layers: int

@@ -67,11 +67,8 @@ class _Times:
         return Speed.of(median(self.prefill), median(self.decode), prompt_tokens=prompt_tokens)
 
     def speed_beside(self, other: _Times, prompt_tokens: int) -> Speed:
-        """The medians of `other`, times the median of how long each step took beside the same one of the same round."""
-        prefill, decode = (
-            median(theirs) * median(mine / its for mine, its in zip(ours, theirs, strict=True))
-            for ours, theirs in ((self.prefill, other.prefill), (self.decode, other.decode))
-        )
+        """As the ratio to `other` has it, which took the same steps in the same rounds."""
+        prefill, decode = _beside(self.prefill, other.prefill), _beside(self.decode, other.decode)
         return Speed.of(prefill, decode, prompt_tokens=prompt_tokens)
 
     def ideal(self) -> Ideal:
@@ -101,12 +98,12 @@ def compare_speed(
     """Time both models on the same `work`, in turns, so that a slow moment of the machine meets both.
 
     A round is one turn of each of three contenders: the dense model, the dense model with clocks around the
-    layers in `removed`, and the pruned model; their order rotates. One untimed turn of each model warms up; then rounds
-    follow until `budget_seconds` are spent, but from 4 to 60. On CUDA every step is synchronised.
+    layers in `removed`, and the pruned model; the next round has the reverse order. One untimed turn of each model
+    warms up; then rounds follow until `budget_seconds` are spent, but from 4 to 60. On CUDA every step is synchronised.
 
     The dense model's latencies are medians. The pruned model's are those medians times the median ratio of a step's
-    time to that of the same step of the same round: on a machine with slow moments that ratio varies half as much as
-    the ratio of two medians does, and all that is told of the speed-up follows from it.
+    time to that of the same step of the same round, so that what is told of the speed-up follows from that ratio: on a
+    machine with slow moments it varied half as much as the ratio of two medians, or less (docs/log.md).
 
     The ideal comes from the clocked turns alone. With s the median over steps of (time within the removed layers /
     time of the whole step), measured in the same step, it is dense / (dense − removed) = 1 / (1 − s). The clocks cost
@@ -174,6 +171,11 @@ def layers_share(
     return median(shares)
 
 
+def _beside(own: Sequence[float], other: Sequence[float]) -> float:
+    """The median of `other`, times the median of own / other, step by step."""
+    return median(other) * median(mine / theirs for mine, theirs in zip(own, other, strict=True))
+
+
 def _warm_up(models: Sequence[PreTrainedModel], work: Workload) -> None:
     """One turn each that does not count."""
     for model in models:
@@ -182,10 +184,10 @@ def _warm_up(models: Sequence[PreTrainedModel], work: Workload) -> None:
 
 
 def _take(turns: Sequence[Callable[[], None]], budget_seconds: float, tick: Callable[[float], None]) -> None:
-    """Let the contenders take turns, in an order that rotates, until the budget is spent."""
+    """Let the contenders take turns until the budget is spent, in every second round in the reverse order."""
     for index, share_done in _rounds(budget_seconds):
-        for offset in range(len(turns)):
-            turns[(index + offset) % len(turns)]()
+        for turn in turns if index % 2 == 0 else reversed(turns):
+            turn()
             tick(share_done)
     tick(1.0)
 

@@ -107,25 +107,25 @@ def test_models_take_turns(pair: tuple[PreTrainedModel, PreTrainedModel], monkey
 
     warm_up, rounds = order[:2], order[2:]
     assert warm_up == [6, 4]
-    assert rounds == [6, 6, 4, 6, 4, 6, 4, 6, 6]
+    assert rounds == [6, 6, 4, 4, 6, 6, 6, 6, 4]
 
 
 def test_slow_moments_do_not_change_how_the_models_compare(
     pair: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prefill and each token: twice as fast in two rounds of three; by medians alone a fifth as fast."""
-    seconds = {6: iter([9.0, 2.0, 20.0, 2.0]), 4: iter([9.0, 1.0, 10.0, 10.0])}  # the first of each warms up
-
-    def step_seconds(model: PreTrainedModel, work: speed.Workload) -> list[float]:
-        return [next(seconds[len(decoder_layers(model))])] * (1 + work.new_tokens)
-
-    monkeypatch.setattr(speed, "_step_seconds", step_seconds)
-    monkeypatch.setattr(speed, "_clocked_shares", lambda _, work, __: [0.5] * (1 + work.new_tokens))
+    """Each step is compared with the same one of the same round; by medians alone prefill would take 10, not 2.5."""
+    warm_up = [9.0, 9.0, 9.0]
+    turns = {
+        6: iter([warm_up, [5, 1, 2], [20, 10, 40], [2, 3, 3]]),
+        4: iter([warm_up, [2, 0.75, 30], [10, 9, 30], [30, 2, 2.25]]),
+    }
+    monkeypatch.setattr(speed, "_step_seconds", lambda model, _: next(turns[len(decoder_layers(model))]))
+    monkeypatch.setattr(speed, "_clocked_shares", lambda *_: [0.5, 0.5, 0.5])
 
     found = compare_speed(*pair, REMOVED, work_for(pair[0], new_tokens=2), budget_seconds=0)
 
-    assert (found.before.prefill_latency_seconds, found.before.decode_latency_seconds) == (2, 2)
-    assert (found.after.prefill_latency_seconds, found.after.decode_latency_seconds) == (1, 1)
+    assert (found.before.prefill_latency_seconds, found.before.decode_latency_seconds) == (5, 3)
+    assert (found.after.prefill_latency_seconds, found.after.decode_latency_seconds) == (2.5, 2.25)
 
 
 @pytest.mark.parametrize(
