@@ -43,7 +43,7 @@ class Before:
         }  # fmt: skip
         with self.engine.begin() as connection:
             connection.execute(self.jobs.insert().values(row))
-            self._tell(connection, job_id, "job.created", {})
+            self._tell(connection, job_id, "job.created", now, {})
         return job_id
 
     def work(self, artifacts_dir: Path, stop: threading.Event) -> list[str]:
@@ -71,16 +71,17 @@ class Before:
             now, attempt = datetime.now(UTC), row.attempt + 1
             running = {"status": "running", "attempt": attempt, "lease_owner": "old:1", "started_at": now}
             self._change(connection, row.id, **running, lease_expires_at=now + lease)
-            self._tell(connection, row.id, "job.started", {"attempt": attempt})
+            self._tell(connection, row.id, "job.started", now, {"attempt": attempt})
             return row.id, attempt
 
     def _succeed(self, job_id: str, attempt: int, artifacts_dir: Path) -> None:
         with self.engine.begin() as connection:
             for name in FILES:
                 self._leave_file(connection, job_id, name, f"{attempt_prefix(job_id, attempt)}/{name}", artifacts_dir)
+            now = datetime.now(UTC)
             ended = {"status": "succeeded", "lease_owner": None, "lease_expires_at": None}
-            self._change(connection, job_id, **ended, finished_at=datetime.now(UTC), result={})
-            self._tell(connection, job_id, "job.succeeded", {})
+            self._change(connection, job_id, **ended, finished_at=now, result={})
+            self._tell(connection, job_id, "job.succeeded", now, {})
 
     def _leave_file(self, connection: Connection, job_id: str, name: str, key: str, artifacts_dir: Path) -> None:
         data, path = content(job_id, name), artifacts_dir / key
@@ -95,11 +96,13 @@ class Before:
     def _change(self, connection: Connection, job_id: str, **values: object) -> None:
         connection.execute(update(self.jobs).where(self.jobs.c.id == job_id).values(**values))
 
-    def _tell(self, connection: Connection, job_id: str, kind: str, data: dict[str, Any]) -> None:
-        """An event, numbered in the transaction of what it tells."""
+    def _tell(self, connection: Connection, job_id: str, kind: str, at: datetime, data: dict[str, Any]) -> None:
+        """An event, numbered in the transaction of what it tells and of the same time: a job that may be claimed from
+        `available_at` on must not begin before it was created.
+        """
         self._change(connection, job_id, last_event_seq=self.jobs.c.last_event_seq + 1)
         seq = connection.scalar(select(self.jobs.c.last_event_seq).where(self.jobs.c.id == job_id))
-        row = {"job_id": job_id, "seq": seq, "type": kind, "at": datetime.now(UTC), "data": data}
+        row = {"job_id": job_id, "seq": seq, "type": kind, "at": at, "data": data}
         connection.execute(self.events.insert().values(row))
 
 
