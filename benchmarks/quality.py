@@ -116,6 +116,8 @@ WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("training by cross-entropy", {"loss": Loss.CROSS_ENTROPY}),
     ("8 sequences an update", {"batch_size": 8, "learning_rate": 1e-3}),
     ("low-rank training", {"weights": Weights.LORA}),
+    ("layers faded out", {"anneal_fraction": 0.1, "penalty": 0.0}),
+    ("layers penalised and faded out", {"anneal_fraction": 0.25}),
 )
 
 
@@ -151,11 +153,6 @@ def recipes() -> tuple[Recipe, ...]:
     rows = [Recipe("elder", elder, trained=True)]
     rows += [Recipe(f"{name} untrained", chooser) for name, chooser in choosers.items()]
     rows += [Recipe("elder's layers untrained", elder)]  # those that it trains
-    fading = {"faded": {"anneal_fraction": 0.1, "penalty": 0.0}, "penalised and faded": {"anneal_fraction": 0.25}}
-    rows += [
-        Recipe(f"elder with layers {name}", elder.model_copy(update=update), trained=True)
-        for name, update in fading.items()
-    ]
     rows += [
         Recipe("elder's layers + fine-tune", elder, trained=True, then=finetune),
         Recipe("elder's layers + distil", elder, trained=True, then=distil),
@@ -213,7 +210,7 @@ class Row(BaseModel):
     training_flops: int
     selection_seconds: float
     training_seconds: float
-    selection_tokens: int | None  # null in rows of before it was told
+    selection_tokens: int
     training_tokens: int
     updates: int
     perplexity: float

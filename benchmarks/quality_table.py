@@ -139,7 +139,7 @@ def _table(rows: Sequence[dict[str, Any]], dense: float) -> Iterator[str]:
             f"{_mean(found, 'agreement'):.1%}",
             f"{_mean(found, 'continuation'):.1%}",
             f"{_mean(found, 'distinct'):.1%}",
-            "–" if found[0]["selection_tokens"] is None else f"{_mean(found, 'selection_tokens') / 1000:.0f}",
+            f"{_mean(found, 'selection_tokens') / 1000:.0f}",
             f"{_mean(found, 'training_tokens') / 1000:.0f}",
             f"{_mean(found, 'updates'):.0f}",
             f"{_mean(found, 'selection_flops') / 1e12:.2f}",
