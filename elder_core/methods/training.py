@@ -27,7 +27,7 @@ from elder_core.methods.kept import numbered, optimizer_tensors, overwrite, rest
 from elder_core.methods.losses import Teacher, frozen_copy, leaving, loss_of
 from elder_core.methods.low_rank import low_rank, most_rank, reached, switched_off
 from elder_core.methods.mathematics import annealed_gate, centred_cosine_distance, delta_norm, learning_rate_at
-from elder_core.parameters import Gate, Norm, TrainingParameters, Weights
+from elder_core.parameters import Gate, Loss, Norm, TrainingParameters, Weights
 from elder_core.spec import TrainingPoint
 from elder_core.surgery import bypassed, decoder_layers, parameters_only_in
 
@@ -38,6 +38,7 @@ CLIP_NORM = 1.0
 # rate falls with the width (arXiv 2203.03466). The constants were measured on the bundled model, 192 wide: docs/log.md.
 RATE_TIMES_WIDTH = 0.13
 RATE_TIMES_WIDTH_MATCHED = 0.19  # where hidden states are matched, which bears larger steps
+RATE_TIMES_WIDTH_CROSS_ENTROPY = 0.02  # the text's own tokens are noisier than what a teacher says of them
 LORA_RATE_FACTOR = 10
 LORA_RANK_AT_FULL_RATE = 16  # a step of a higher rank adds up over it, so its rate is lower
 REACHED_BY_LORA = 0.9  # of a layer's matrices, below which it is told
@@ -513,6 +514,8 @@ def _without(parameters: Iterable[nn.Parameter], idle: Sequence[nn.Parameter]) -
 def default_rate(parameters: TrainingParameters, model: PreTrainedModel) -> float:
     """Peak learning rate where none is given."""
     constant = RATE_TIMES_WIDTH_MATCHED if parameters.matching else RATE_TIMES_WIDTH
+    if parameters.loss is Loss.CROSS_ENTROPY:
+        constant = RATE_TIMES_WIDTH_CROSS_ENTROPY
     rate = constant / float(model.config.get_text_config().hidden_size)
     if parameters.weights is Weights.LORA:
         rank = min(parameters.lora_rank, most_rank(list(decoder_layers(model))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,16 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
     quality: Any, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = tmp_path / "text.jsonl"
-    lines = [f"{number} times {number} is {number * number}. " * 20 for number in range(200)]
-    text.write_text("\n".join(json.dumps({"text": line}) for line in lines), encoding="utf-8")
+    lines = (json.dumps({"text": f"{number} times {number} is {number * number}. " * 20}) for number in range(200))
+    text.write_text("\n".join(lines), encoding="utf-8")
     output = tmp_path / "quality-tiny.json"
+    monkeypatch.setattr(quality.ElderParameters, "default_tokens", 4_000)
     rows = [
         "elder",
         "elder untrained",
         "elder's layers untrained",
         "elder's layers + distil",
+        "elder's layers + fine-tune",
         "sleb untrained",
         "sleb + distil",
         "shortgpt + distil",
@@ -89,7 +92,6 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
         found = json.loads(output.read_text(encoding="utf-8"))
         return {row["name"]: row for row in found["rows"]}
 
-    monkeypatch.setattr(quality.ElderParameters, "default_tokens", 4_000)
     made = run()
     assert set(made) == set(rows)
     spent = {name: row["selection_flops"] + row["training_flops"] for name, row in made.items() if row["updates"]}
@@ -124,14 +126,15 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
             row["parameters"]["then"]["learning_rate"] = 1e-5
     output.write_text(json.dumps(stored), encoding="utf-8")
     every, rows = rows, ["elder"]
-    kept = run()
-    assert {name: row["made_at"] for name, row in kept.items()} == {name: row["made_at"] for name, row in made.items()}
+    assert {name: row["made_at"] for name, row in run().items()} == {name: row["made_at"] for name, row in made.items()}
 
     rows = every
+    monkeypatch.setattr(quality, "CHANGED_RATE", datetime.now(UTC))
     renewed = {name for name, row in run().items() if row["made_at"] != made[name]["made_at"]}
     assert renewed == {
         "elder untrained",  # by its search_width
         "elder's layers untrained",
+        "elder's layers + fine-tune",  # at the default rate for cross-entropy
         "sleb + distil",
         "shortgpt + distil",
         "uidl + distil",
