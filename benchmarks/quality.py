@@ -86,9 +86,9 @@ WINDOWS = 192
 SCORED = 128  # sequences, for methods that score layers once: with 32 the sets changed with the seed (docs/log.md)
 PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 
-# Methods that choose, or make up for layers, otherwise since then; and the default rate for cross-entropy.
+# Methods that choose, or make up for layers, otherwise since then.
 CHANGED = {name: datetime(2026, 11, 29, 11, 24, tzinfo=UTC) for name in ("evopress", "prune_comp")}
-CHANGED_RATE = datetime(2026, 11, 30, 14, 30, tzinfo=UTC)
+FINE_TUNED_OTHERWISE = "0.3.7"  # the version since which the default rate of fine-tuning is a lower one
 
 Shape = Sequence[int]
 Chosen = dict[str, "tuple[Method, Selection, Work, int]"]
@@ -97,10 +97,9 @@ Chosen = dict[str, "tuple[Method, Selection, Work, int]"]
 # What does not matter for which layers are chosen.
 OF_TRAINING = {*BUDGETS, *ElderParameters.of_training}
 
-PAPER_RATE = 0.13 / 192  # of stage 2, for which its layers have to move: with this one λ2 was chosen, docs/log.md
-PAPER = ElderParameters.of_the_paper().model_copy(update={"learning_rate": PAPER_RATE})
+PAPER = ElderParameters.of_the_paper()
 PAPER_RESIDUAL = PAPER.model_copy(update={"gate": Gate.RESIDUAL})
-PULLED = "residual gate; λ2 0.03"  # the best of 0.001, 0.01, 0.03 and 0.1 on this model: docs/log.md
+PULLED = "residual gate; λ2 0.03"  # the best of those tried on this model: docs/log.md
 PAPER_PULLED = PAPER_RESIDUAL.model_copy(update={"penalty": 0.03})
 
 # One ingredient of the default at a time, replaced by what else it could be.
@@ -368,12 +367,15 @@ def made_by(row: Row, recipe: Recipe) -> bool:
     """
     if row.made_at < CHANGED.get(recipe.chooser.name, row.made_at):
         return False
-    training = (recipe.then or recipe.chooser) if recipe.trained else TrainingParameters()
-    at_default_rate = training.loss is Loss.CROSS_ENTROPY and training.learning_rate is None
-    if at_default_rate and row.made_at < CHANGED_RATE:
+    fine_tuned = recipe.then is not None and recipe.then.loss is Loss.CROSS_ENTROPY
+    if fine_tuned and _release(row.version or "0") < _release(FINE_TUNED_OTHERWISE):
         return False
     idle = set() if recipe.trained and recipe.then is None else OF_TRAINING
     return _same(row.parameters["chooser"], recipe.chooser, idle) and _same(row.parameters["then"], recipe.then, set())
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
 
 
 def _same(was: object, now: TrainingParameters | MethodParameters | None, idle: Set[str]) -> bool:

@@ -89,8 +89,8 @@ class TrainingParameters(Strict):
         gt=0,
         le=1,
         description="Peak learning rate of training (AdamW); null takes 0.13 / hidden size, 0.19 / hidden size where "
-        "hidden states are matched, 0.02 / hidden size for cross-entropy; for LoRA ten times as much, times "
-        "16 / lora_rank above rank 16.",
+        "hidden states are matched, else 0.02 / hidden size for cross-entropy after removal; for LoRA ten times as "
+        "much, times 16 / lora_rank above rank 16.",
     )
     matching: float = Field(
         default=0.0,

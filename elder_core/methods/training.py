@@ -38,7 +38,7 @@ CLIP_NORM = 1.0
 # rate falls with the width (arXiv 2203.03466). The constants were measured on the bundled model, 192 wide: docs/log.md.
 RATE_TIMES_WIDTH = 0.13
 RATE_TIMES_WIDTH_MATCHED = 0.19  # where hidden states are matched, which bears larger steps
-RATE_TIMES_WIDTH_CROSS_ENTROPY = 0.02  # the text's own tokens are noisier than what a teacher says of them
+RATE_TIMES_WIDTH_FINE_TUNING = 0.02  # where the text's own tokens teach, and layers are gone: they do not have to move
 LORA_RATE_FACTOR = 10
 LORA_RANK_AT_FULL_RATE = 16  # a step of a higher rank adds up over it, so its rate is lower
 REACHED_BY_LORA = 0.9  # of a layer's matrices, below which it is told
@@ -159,7 +159,7 @@ class _Run:
         self._removed = removed
         self._fading = fading
         self._budget = budget
-        self._peak = parameters.learning_rate or default_rate(parameters, context.model)
+        self._peak = parameters.learning_rate or default_rate(parameters, context.model, gone=fading is None)
         layers = range(len(decoder_layers(self._model)))
         self._matched = tuple(layer for layer in layers if layer + 1 not in removed)
         self._learning: list[nn.Parameter] = []
@@ -511,11 +511,12 @@ def _without(parameters: Iterable[nn.Parameter], idle: Sequence[nn.Parameter]) -
     return [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in known]
 
 
-def default_rate(parameters: TrainingParameters, model: PreTrainedModel) -> float:
-    """Peak learning rate where none is given."""
-    constant = RATE_TIMES_WIDTH_MATCHED if parameters.matching else RATE_TIMES_WIDTH
-    if parameters.loss is Loss.CROSS_ENTROPY:
-        constant = RATE_TIMES_WIDTH_CROSS_ENTROPY
+def default_rate(parameters: TrainingParameters, model: PreTrainedModel, *, gone: bool = True) -> float:
+    """Peak learning rate where none is given; `gone`: whether the layers are, from the first update on."""
+    fine_tunes = gone and parameters.loss is Loss.CROSS_ENTROPY
+    constant = RATE_TIMES_WIDTH_FINE_TUNING if fine_tunes else RATE_TIMES_WIDTH
+    if parameters.matching:
+        constant = RATE_TIMES_WIDTH_MATCHED
     rate = constant / float(model.config.get_text_config().hidden_size)
     if parameters.weights is Weights.LORA:
         rank = min(parameters.lora_rank, most_rank(list(decoder_layers(model))))

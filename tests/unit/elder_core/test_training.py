@@ -488,12 +488,13 @@ def test_the_default_rate_falls_with_ranks_above_16_up_to_the_matrices_own(conte
     assert rates == [rates[0], rates[0], rates[0] / 2, rates[0] / 2]  # the tiny model's matrices have 32 rows
 
 
-def test_the_default_rate_is_lower_for_cross_entropy_matched_or_not(context: Context) -> None:
-    plain, text, matched_text, matched = (
-        default_rate(TrainingParameters(loss=loss, matching=matching), context.model)
-        for loss, matching in ((Loss.KL, 0), (Loss.CROSS_ENTROPY, 0), (Loss.CROSS_ENTROPY, 48), (Loss.KL, 48))
-    )
-    assert text == matched_text < plain < matched
+def test_the_default_rate_is_lower_for_fine_tuning(context: Context) -> None:
+    kl, text = TrainingParameters(), TrainingParameters(loss=Loss.CROSS_ENTROPY)
+    rate = default_rate(kl, context.model)
+    assert default_rate(text, context.model) < rate == default_rate(kl, context.model, gone=False)
+    assert default_rate(text, context.model, gone=False) == rate  # layers that are to be pulled have to move
+    matched = [default_rate(one.model_copy(update={"matching": 48.0}), context.model) for one in (kl, text)]
+    assert matched == [matched[0]] * 2
 
 
 def test_the_teacher_of_lora_is_the_model_without_it(context: Context) -> None:
