@@ -86,7 +86,7 @@ WINDOWS = 192
 SCORED = 128  # sequences, for methods that score layers once: with 32 the sets changed with the seed (docs/log.md)
 PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 
-# Methods that choose, or make up for layers, otherwise since then.
+# Methods that choose, or make up for layers, otherwise since then; by time, for rows of then tell no version.
 CHANGED = {name: datetime(2026, 11, 29, 11, 24, tzinfo=UTC) for name in ("evopress", "prune_comp")}
 FINE_TUNED_OTHERWISE = "0.3.7"  # the version since which the default rate of fine-tuning is a lower one
 
