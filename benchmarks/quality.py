@@ -111,6 +111,7 @@ WITHOUT: tuple[tuple[str, dict[str, object]], ...] = (
     ("no learnt weights but such a search", {"gate_steps": 1, "search_samples": 16}),
     ("no penalty on the weights", {"gate_penalty": 0.0}),
     ("weights of all layers at once", {"gate_share": 1.0}),
+    ("weights learnt anew after each layer", {"layers_per_round": 1}),
     ("weights by Adam", {"gate_optimizer": GateOptimizer.ADAM}),
     ("weights on the outputs", {"gate": Gate.OUTPUT}),
     ("weights against cross-entropy", {"gate_loss": Loss.CROSS_ENTROPY}),
@@ -159,17 +160,12 @@ def recipes() -> tuple[Recipe, ...]:
         Recipe("elder's layers + distil", elder, trained=True, then=distil),
     ]
     rows += [
-        Recipe(f"{name} + distil", choosers[name], trained=True, then=distil)
-        for name in (
-            "sleb",
-            "sleb (8 sequences)",
-            "shortgpt",
-            "uidl",
-            "shortened-llama by perplexity",
-            "evopress",
-            "replaceme",
-            "prune&comp",
-        )
+        Recipe(f"{name} + fine-tune", choosers[name], trained=True, then=finetune) for name in ("sleb", "shortgpt")
+    ]
+    rows += [
+        Recipe(f"{name} + distil", chooser, trained=True, then=distil)
+        for name, chooser in choosers.items()
+        if name != "elder"
     ]
     rows += [
         Recipe(f"{name} + ELDeR's training", choosers[name], trained=True, then=matched)
@@ -454,9 +450,8 @@ def _run(
             parameters = _within(bench, method, recipe, selection, budget - selecting.flops, seed)
         started = time.monotonic()
         points = _train(context, method, recipe, parameters, selection.removed)
-        training = Work(
-            _cost(bench, method, recipe, parameters, selection, seed).of(points), time.monotonic() - started
-        )
+        seconds = time.monotonic() - started
+        training = Work(_cost(bench, method, recipe, parameters, selection, seed).of(points), seconds)
         updates, tokens = len(points), len(points) * parameters.batch_size * bench.length
     else:
         with counted() as training:
