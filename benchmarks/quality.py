@@ -227,6 +227,7 @@ class Result(BaseModel):
     revision: str
     text: str
     text_sha256: str
+    calibration_sha256: str | None = None  # null where a file is of before it was told
     windows: int
     environment: Environment
     dense: dict[str, float]
@@ -343,8 +344,8 @@ def main() -> int:
 
 def _kept(old: Result, new: Result, recipes: Sequence[Recipe], machine: str) -> list[Row]:
     """The rows of an earlier run, but for those of recipes that are no more."""
-    for name in ("revision", "text_sha256", "windows"):
-        if getattr(old, name) != getattr(new, name):
+    for name in ("revision", "text_sha256", "calibration_sha256", "windows"):
+        if getattr(old, name) not in {getattr(new, name), None}:
             sys.exit(f"The file to go on with has another {name}; give another --output or remove it.")
     arithmetic = {_arithmetic(row.machine) for row in old.rows} - {_arithmetic(machine)}
     if arithmetic:
@@ -624,12 +625,17 @@ def _result(bench: Bench, source: checkpoints.Resolved, options: argparse.Namesp
         model=options.model,
         revision=source.revision,
         text=Path(options.text).name,
-        text_sha256=hashlib.sha256(Path(options.text).read_bytes()).hexdigest(),
+        text_sha256=_sha256(Path(options.text)),
+        calibration_sha256=_sha256(text_path(options.calibration, Sources(allow_paths=True))),
         windows=len(bench.text.windows),
         environment=environment(bench.device),
         dense=bench.measure(bench.dense),
         rows=[],
     )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write(result: Result, output: Path) -> None:

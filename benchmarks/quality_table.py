@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from quality import Row, made_by, recipes
@@ -47,9 +47,12 @@ LEGEND = (
     "the row's seeds. *KL*: nats from the dense model. *Same token*: how often the likeliest next token is the dense "
     "model's. *Same text*: share of a greedy continuation of 32 tokens before it leaves the dense model's. *Distinct*: "
     "share of distinct 3-grams in it. *Tokens* are of calibration text: different ones that were read to choose, "
-    "and all that were read in training. *Minutes* are of choosing and training, with the counting of operations, on a "
-    "machine that was doing other things as well: they compare roughly. *Earlier*: made before a setting or the "
-    "method itself changed, such as the matching of hidden states with version 0.3.0; a run makes them anew."
+    "and all that were read in training. *Minutes*, the middle of the seeds, are of choosing and training, with the "
+    "counting of operations, on a machine that was doing other things as well: they compare roughly."
+)
+LEGEND_OF_EARLIER = (
+    " *Earlier*: made before a setting or the method itself changed, such as the matching of hidden states with "
+    "version 0.3.0; a run makes them anew."
 )
 
 
@@ -77,7 +80,7 @@ def tables() -> Iterator[str]:
         yield f"{result['windows']} windows of `{result['text']}`. torch {versions['torch']}, transformers"
         yield f"{versions['transformers']}, on {_machines(result['rows'])}. `{result['command']}`"
         yield ""
-        yield LEGEND
+        yield LEGEND + (LEGEND_OF_EARLIER if any(map(_is_earlier, result["rows"])) else "")
         for ratio in sorted({row["ratio"] for row in result["rows"]}):
             yield ""
             rows, dense = [row for row in result["rows"] if row["ratio"] == ratio], whole["perplexity"]
@@ -110,7 +113,9 @@ def _speed(result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[s
     if result["model"] != costs["model"]:
         return
     (count,) = {len(row["removed"]) for row in rows}
-    found = next(one for one in costs["speed"] if one["layers"] == count)
+    found = next((one for one in costs["speed"] if one["layers"] == count), None)
+    if found is None:
+        return
     yield f"Every row of this depth, whichever {count} layers it is without, decodes {found['decode']:.2f} times and"
     yield f"reads prompts {found['prefill']:.2f} times as fast as the dense model (`results/costs.json`)."
     yield ""
@@ -144,7 +149,7 @@ def _table(rows: Sequence[dict[str, Any]], dense: float) -> Iterator[str]:
             f"{_mean(found, 'updates'):.0f}",
             f"{_mean(found, 'selection_flops') / 1e12:.2f}",
             f"{_mean(found, 'training_flops') / 1e12:.2f}",
-            f"{(_mean(found, 'selection_seconds') + _mean(found, 'training_seconds')) / 60:.1f}",
+            f"{median(row['selection_seconds'] + row['training_seconds'] for row in found) / 60:.1f}",
         )
         yield "| " + " | ".join(cells) + " |"
 
@@ -161,11 +166,15 @@ def _unequal(rows: Sequence[dict[str, Any]], own: dict[int, dict[str, Any]]) -> 
 
 def _earlier(rows: Sequence[dict[str, Any]]) -> str:
     """What to say where rows were made with other settings than a run would make them with now."""
-    recipe = RECIPES.get(rows[0]["name"])
-    seeds = [row["seed"] for row in rows if recipe is None or not made_by(Row.model_validate(row), recipe)]
+    seeds = [row["seed"] for row in rows if _is_earlier(row)]
     if not seeds:
         return ""
     return " (earlier)" if len(seeds) == len(rows) else f" (earlier: seed {', '.join(map(str, sorted(seeds)))})"
+
+
+def _is_earlier(row: dict[str, Any]) -> bool:
+    recipe = RECIPES.get(row["name"])
+    return recipe is None or not made_by(Row.model_validate(row), recipe)
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:

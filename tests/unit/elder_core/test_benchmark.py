@@ -140,6 +140,12 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
         "ablation: hidden states not matched",
     }
 
+    stored = json.loads(output.read_text(encoding="utf-8"))
+    output.write_text(json.dumps(stored | {"calibration_sha256": "of other text"}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="The file to go on with has another calibration_sha256; give another --outp"):
+        run()
+    output.write_text(json.dumps(stored | {"calibration_sha256": None}), encoding="utf-8")  # as before it was told
+
     monkeypatch.setattr(quality, "_machine", lambda _: "a machine, 1 threads, float16")
     with pytest.raises(SystemExit, match="and here is a machine, 1 threads, float16; give another --output"):
         run()
