@@ -61,6 +61,17 @@ def test_what_a_row_left_to_the_method_counts_as_what_it_then_was(quality: Any) 
             assert quality._same(written | {"gate_steps": given}, parameters, set()) == (given == steps)
 
 
+@pytest.mark.parametrize("name", ["revision", "text_sha256", "calibration_sha256", "windows"])
+def test_a_file_of_something_else_is_not_gone_on_with(quality: Any, name: str) -> None:
+    told: dict[str, Any] = {"revision": "a", "text_sha256": "b", "calibration_sha256": "c", "windows": 8, "rows": []}
+    here = quality.Result.model_construct(**told)
+    for same in (told, told | {"calibration_sha256": None}):  # as in files of before it was told
+        assert quality._kept(quality.Result.model_construct(**same), here, [], "a machine, float32") == []
+    other = quality.Result.model_construct(**told | {name: 9 if name == "windows" else "other"})
+    with pytest.raises(SystemExit, match=f"has another {name}; give another --output"):
+        quality._kept(other, here, [], "a machine, float32")
+
+
 @pytest.mark.timeout(900)  # two minutes where nothing else runs
 def test_rows_spend_what_elder_spends_and_are_not_made_twice(
     quality: Any, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,12 +150,6 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
         "uidl + distil",
         "ablation: hidden states not matched",
     }
-
-    stored = json.loads(output.read_text(encoding="utf-8"))
-    output.write_text(json.dumps(stored | {"calibration_sha256": "of other text"}), encoding="utf-8")
-    with pytest.raises(SystemExit, match="The file to go on with has another calibration_sha256; give another --outp"):
-        run()
-    output.write_text(json.dumps(stored | {"calibration_sha256": None}), encoding="utf-8")  # as before it was told
 
     monkeypatch.setattr(quality, "_machine", lambda _: "a machine, 1 threads, float16")
     with pytest.raises(SystemExit, match="and here is a machine, 1 threads, float16; give another --output"):
