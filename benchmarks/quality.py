@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeGuard
 from unittest import mock
 
 import torch
@@ -88,7 +89,10 @@ PROBES, PROMPT_TOKENS, NEW_TOKENS = 32, 64, 32
 
 # Methods that choose, or make up for layers, otherwise since then; by time, for rows of then tell no version.
 CHANGED = {name: datetime(2026, 11, 29, 11, 24, tzinfo=UTC) for name in ("evopress", "prune_comp")}
-FINE_TUNED_OTHERWISE = "0.3.7"  # the version since which the default rate of fine-tuning is a lower one
+
+# The versions since which cross-entropy's default rate is a lower one: where no hidden states are matched, and where
+# they are.
+SLOWER_TEXT, SLOWER_TEXT_MATCHED = "0.3.7", "0.3.8"
 
 Shape = Sequence[int]
 Chosen = dict[str, "tuple[Method, Selection, Work, int]"]
@@ -364,9 +368,11 @@ def made_by(row: Row, recipe: Recipe) -> bool:
     """
     if row.made_at < CHANGED.get(recipe.chooser.name, row.made_at):
         return False
-    fine_tuned = recipe.then is not None and recipe.then.loss is Loss.CROSS_ENTROPY
-    if fine_tuned and _release(row.version or "0") < _release(FINE_TUNED_OTHERWISE):
-        return False
+    training = recipe.then or recipe.chooser
+    if recipe.trained and training.loss is Loss.CROSS_ENTROPY and not _fades(training):
+        since = SLOWER_TEXT_MATCHED if training.matching else SLOWER_TEXT
+        if _release(row.version or "0") < _release(since):
+            return False
     idle = set() if recipe.trained and recipe.then is None else OF_TRAINING
     return _same(row.parameters["chooser"], recipe.chooser, idle) and _same(row.parameters["then"], recipe.then, set())
 
@@ -529,7 +535,7 @@ def _within(
     """The training of `recipe` with as many updates as `flops` allow."""
     parameters = recipe.then or recipe.chooser
     share = 0.0
-    if isinstance(parameters, ElderParameters) and parameters.anneal_fraction is not None:
+    if _fades(parameters):
         share = min(parameters.anneal_fraction or 1.0, 1 - parameters.recovery_fraction)
     cost = _cost(bench, method, recipe, parameters, selection, seed)
     return _updates(parameters, cost.updates_within(flops, share))
@@ -551,9 +557,13 @@ def _cost(
         return work.flops
 
     first, second = flops(1, gone=True), flops(2, gone=True)
-    fades = isinstance(parameters, ElderParameters) and parameters.anneal_fraction is not None
-    faded = flops(2, gone=False) - flops(1, gone=False) if fades else 0
+    faded = flops(2, gone=False) - flops(1, gone=False) if _fades(parameters) else 0
     return Cost(once=2 * first - second, faded=faded, gone=second - first)
+
+
+def _fades(parameters: TrainingParameters) -> TypeGuard[ElderParameters]:
+    """Whether the layers are computed in part of the training."""
+    return isinstance(parameters, ElderParameters) and parameters.anneal_fraction is not None
 
 
 def _updates(parameters: TrainingParameters, updates: int) -> TrainingParameters:

@@ -88,9 +88,9 @@ class TrainingParameters(Strict):
         default=None,
         gt=0,
         le=1,
-        description="Peak learning rate of training (AdamW); null takes 0.13 / hidden size, 0.19 / hidden size where "
-        "hidden states are matched, else 0.02 / hidden size for cross-entropy after removal; for LoRA ten times as "
-        "much, times 16 / lora_rank above rank 16.",
+        description="Peak learning rate of training (AdamW); null takes 0.02 / hidden size for cross-entropy after "
+        "removal, else 0.13 / hidden size, or 0.19 / hidden size where hidden states are matched; for LoRA ten times "
+        "as much, times 16 / lora_rank above rank 16.",
     )
     matching: float = Field(
         default=0.0,

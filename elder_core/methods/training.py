@@ -513,10 +513,9 @@ def _without(parameters: Iterable[nn.Parameter], idle: Sequence[nn.Parameter]) -
 
 def default_rate(parameters: TrainingParameters, model: PreTrainedModel, *, gone: bool = True) -> float:
     """Peak learning rate where none is given; `gone`: whether the layers are, from the first update on."""
-    fine_tunes = gone and parameters.loss is Loss.CROSS_ENTROPY
-    constant = RATE_TIMES_WIDTH_FINE_TUNING if fine_tunes else RATE_TIMES_WIDTH
-    if parameters.matching:
-        constant = RATE_TIMES_WIDTH_MATCHED
+    constant = RATE_TIMES_WIDTH_MATCHED if parameters.matching else RATE_TIMES_WIDTH
+    if gone and parameters.loss is Loss.CROSS_ENTROPY:
+        constant = RATE_TIMES_WIDTH_FINE_TUNING
     rate = constant / float(model.config.get_text_config().hidden_size)
     if parameters.weights is Weights.LORA:
         rank = min(parameters.lora_rank, most_rank(list(decoder_layers(model))))

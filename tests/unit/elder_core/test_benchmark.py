@@ -139,7 +139,7 @@ def test_rows_spend_what_elder_spends_and_are_not_made_twice(
     assert {name: row["made_at"] for name, row in run().items()} == {name: row["made_at"] for name, row in made.items()}
 
     rows = every
-    monkeypatch.setattr(quality, "FINE_TUNED_OTHERWISE", "999.0.0")
+    monkeypatch.setattr(quality, "SLOWER_TEXT", "999.0.0")
     renewed = {name for name, row in run().items() if row["made_at"] != made[name]["made_at"]}
     assert renewed == {
         "elder untrained",  # by its search_width
