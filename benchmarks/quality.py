@@ -4,9 +4,9 @@ For each depth and seed ELDeR runs first, with its default settings, which take 
 its own "prune, then distil". The rows called "ablation" have one ingredient of it replaced. What it spent on choosing
 layers and on training is the budget of every trained row: a method that spends more on choosing has less left to
 train with. All rows start from the same weights, learn from the same text, and are measured on documents that no
-setting was chosen on (`validation.jsonl` beside the bundled model: it told how the model's own training went, and
-nothing since has looked at it). Operations are those of matrix products, attention's among them: all of them while
-layers are chosen, which makes that take up to twice as long, and those of one update of each kind for training.
+setting was chosen on (`validation.jsonl` beside the bundled model: it told how the model's own training went; who has
+looked at it since is in docs/adr/0012). Operations are those of matrix products, attention's among them: all of them
+while layers are chosen, which makes that take up to twice as long, and those of one update of each kind for training.
 
 Rows are written as they come to `benchmarks/results/quality-MODEL.json`; rows that are there already are not run again,
 so a run that was ended goes on. `docs/benchmarks.md` is made of these files by `benchmarks/quality_table.py`.
