@@ -349,7 +349,8 @@ def main() -> int:
 def _kept(old: Result, new: Result, recipes: Sequence[Recipe], machine: str) -> list[Row]:
     """The rows of an earlier run, but for those of recipes that are no more."""
     for name in ("revision", "text_sha256", "calibration_sha256", "windows"):
-        if getattr(old, name) not in {getattr(new, name), None}:
+        untold = name == "calibration_sha256" and old.calibration_sha256 is None
+        if not untold and getattr(old, name) != getattr(new, name):
             sys.exit(f"The file to go on with has another {name}; give another --output or remove it.")
     arithmetic = {_arithmetic(row.machine) for row in old.rows} - {_arithmetic(machine)}
     if arithmetic:
@@ -364,12 +365,13 @@ def _kept(old: Result, new: Result, recipes: Sequence[Recipe], machine: str) -> 
 def made_by(row: Row, recipe: Recipe) -> bool:
     """Whether the row has the recipe's settings; those that came after it have their defaults, as all was before.
 
-    What a method does with the same settings may have changed since.
+    What a method does with the same settings may have changed since: those that choose otherwise are told by time, and
+    a default rate by the version.
     """
     if row.made_at < CHANGED.get(recipe.chooser.name, row.made_at):
         return False
     training = recipe.then or recipe.chooser
-    if recipe.trained and training.loss is Loss.CROSS_ENTROPY and not _fades(training):
+    if recipe.trained and training.loss is Loss.CROSS_ENTROPY and not (_fades(training) or training.learning_rate):
         since = SLOWER_TEXT_MATCHED if training.matching else SLOWER_TEXT
         if _release(row.version or "0") < _release(since):
             return False

@@ -48,7 +48,8 @@ LEGEND = (
     "model's. *Same text*: share of a greedy continuation of 32 tokens before it leaves the dense model's. *Distinct*: "
     "share of distinct 3-grams in it. *Tokens* are of calibration text: different ones that were read to choose, "
     "and all that were read in training. *Minutes*, the middle of the seeds, are of choosing and training, with the "
-    "counting of operations, on a machine that was doing other things as well: they compare roughly."
+    "counting of operations (that of training's only in rows of before 0.3.8), on a machine that was doing other "
+    "things as well: they compare roughly."
 )
 LEGEND_OF_EARLIER = (
     " *Earlier*: made before a setting or the method itself changed, such as the matching of hidden states with "

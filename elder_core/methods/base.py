@@ -56,7 +56,7 @@ class Context:
         if epochs > 1:
             self.monitor.warn(
                 f"The calibration text has {len(self.windows):,} sequences, so {what} went through it "
-                f"{epochs:.1f} times; more text may give a better result: of {steps * batch_size:,} sequences none "
+                f"{epochs:.1f} times; more text may give a better result: with {steps * batch_size:,} sequences none "
                 "would be read twice."
             )
 

@@ -37,7 +37,7 @@ CLIP_NORM = 1.0
 # Of AdamW with full weights: what one update adds to a layer's output grows with the number of its inputs, so the best
 # rate falls with the width (arXiv 2203.03466). The constants were measured on the bundled model, 192 wide: docs/log.md.
 RATE_TIMES_WIDTH = 0.13
-RATE_TIMES_WIDTH_MATCHED = 0.19  # where hidden states are matched, which bears larger steps
+RATE_TIMES_WIDTH_MATCHED = 0.19  # where hidden states are matched beside KL, which bears larger steps then
 RATE_TIMES_WIDTH_FINE_TUNING = 0.02  # where the text's own tokens teach, and layers are gone: they do not have to move
 LORA_RATE_FACTOR = 10
 LORA_RANK_AT_FULL_RATE = 16  # a step of a higher rank adds up over it, so its rate is lower

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,31 @@ def test_what_a_row_left_to_the_method_counts_as_what_it_then_was(quality: Any) 
         assert quality._same(written, parameters, set())
         for given in (16, 96):
             assert quality._same(written | {"gate_steps": given}, parameters, set()) == (given == steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "kept"),
+    [
+        ("ablation: training by cross-entropy", "0.3.7", False),
+        ("ablation: training by cross-entropy", "0.3.8", True),
+        ("elder's layers + fine-tune", None, False),
+        ("elder's layers + fine-tune", "0.3.6", False),
+        ("elder's layers + fine-tune", "0.3.7", True),
+        ("elder's layers + distil", None, True),
+        ("paper (residual gate)", None, True),  # its layers are there while it trains
+        ("paper (residual gate) without stage 2", None, True),
+    ],
+)
+def test_rows_trained_at_another_default_rate_are_told_by_their_version(
+    quality: Any, name: str, version: str | None, kept: bool
+) -> None:
+    recipe = next(recipe for recipe in quality.recipes() if recipe.name == name)
+    made = dict.fromkeys(quality.Row.model_fields) | {
+        "made_at": datetime.now(UTC),
+        "version": version,
+        "parameters": quality._recorded(recipe),
+    }
+    assert quality.made_by(quality.Row.model_construct(**made), recipe) is kept
 
 
 @pytest.mark.parametrize("name", ["revision", "text_sha256", "calibration_sha256", "windows"])

@@ -501,7 +501,7 @@ def test_repeating_the_text_is_warned_of(tiny_llama: PreTrainedModel) -> None:
     context = context_of(tiny_llama, samples=8)
     Elder(QUICK).regularize(context, (1,))
     assert "8 sequences, so training went through it 1.5 times" in context.monitor.warnings[0]
-    assert "of 12 sequences none would be read twice" in context.monitor.warnings[0]
+    assert "with 12 sequences none would be read twice" in context.monitor.warnings[0]
 
 
 @pytest.mark.parametrize("call", ["select", "regularize"])

@@ -496,6 +496,7 @@ def test_the_default_rate_is_lower_for_fine_tuning(context: Context) -> None:
     matched_kl, matched_text = (one.model_copy(update={"matching": 48.0}) for one in (kl, text))
     assert default_rate(matched_kl, context.model) > rate
     assert default_rate(matched_text, context.model) == default_rate(text, context.model)
+    assert default_rate(matched_text, context.model, gone=False) == default_rate(matched_kl, context.model)
 
 
 def test_the_teacher_of_lora_is_the_model_without_it(context: Context) -> None:
