@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import math
 import shlex
@@ -47,6 +46,7 @@ from elder_core.calibration.windows import (
     leading_token,
     token_stream,
 )
+from elder_core.disk import file_sha256
 from elder_core.evaluation.environment import environment
 from elder_core.evaluation.quality import quality
 from elder_core.inspection import Sources, read_texts, text_path
@@ -637,17 +637,13 @@ def _result(bench: Bench, source: checkpoints.Resolved, options: argparse.Namesp
         model=options.model,
         revision=source.revision,
         text=Path(options.text).name,
-        text_sha256=_sha256(Path(options.text)),
-        calibration_sha256=_sha256(text_path(options.calibration, Sources(allow_paths=True))),
+        text_sha256=file_sha256(Path(options.text)),
+        calibration_sha256=file_sha256(text_path(options.calibration, Sources(allow_paths=True))),
         windows=len(bench.text.windows),
         environment=environment(bench.device),
         dense=bench.measure(bench.dense),
         rows=[],
     )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write(result: Result, output: Path) -> None:
